@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The top folder of the project."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    "The folder with the real data (acdc/, wsl4mis_h5/, …): $ATTENSCRIBBLE_DATA, else shared/data beside the project."
+    folder = Path(os.environ.get("ATTENSCRIBBLE_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "acdc").is_dir():
+        pytest.skip(f"needs the real data: no acdc/ in {folder} (set ATTENSCRIBBLE_DATA)")
+    return folder
