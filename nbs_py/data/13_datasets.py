@@ -1,0 +1,348 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Datasets by name
+#
+# > One call from a name to a dataset, wherever it lies; and if it lies nowhere, how to get it.
+#
+# **The question.** The same training run should work on a laptop with no data, on a colleague's machine and on a
+# cluster. What has to be written down so that `"acdc"` means the same thing in all three places?
+
+# %%
+#| default_exp data.datasets
+
+# %%
+#| export
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from platformdirs import user_data_dir
+
+from attenscribble.data.phantom import phantom
+from attenscribble.data.scans import DataError, Dataset, acdc, wsl4mis
+
+# %%
+import tempfile
+from itertools import pairwise, product
+from unittest.mock import patch
+
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from ipywidgets import interact
+
+from attenscribble.book import class_legend, draw, exercise, panels
+
+# %% [markdown]
+# ## The answer, as a picture
+#
+# A name leads to a folder, a folder to a loader, and each loader to the same noun. To the right of `Dataset`, no line
+# of this book knows where an image came from. Orange: this chapter. Blue: the other chapters, by number.
+
+# %%
+FLOW = (["open_dataset\n(13)"], ["phantom\n(12, drawn)", "acdc\n(10, NIfTI)", "wsl4mis\n(10, HDF5)"],
+        ["Dataset\n→ Case (10)"], ["slices,\nbatches (14)"], ["network,\nlosses (20–25)"],
+        ["masks (42),\nDSC, HD95 (43)"])
+
+def plot_flow():
+    "The way of the data through the book, left to right."
+    axis = plt.figure(figsize=(10, 2.4), layout="constrained").add_subplot(xlim=(-0.5, 5.5), ylim=(-1.4, 1.4))
+    axis.set_axis_off()
+
+    def box(x, y, text, colour):
+        style = {"boxstyle": "round,pad=0.4", "facecolor": colour, "edgecolor": "gray"}
+        return axis.text(x, y, text, ha="center", va="center", fontsize=9, bbox=style)
+
+    def arrow(start, end):
+        patches = {"patchA": start.get_bbox_patch(), "patchB": end.get_bbox_patch()}
+        axis.annotate("", end.get_position(), start.get_position(), arrowprops={"arrowstyle": "->", **patches})
+
+    colours = ["#E69F00"] + ["#D6ECFA"] * 5
+    boxes = [[box(x, (len(names) - 1) / 2 - row, name, colours[x]) for row, name in enumerate(names)]
+             for x, names in enumerate(FLOW)]
+    for here, there in pairwise(boxes):
+        for start, end in product(here, there):
+            arrow(start, end)
+    arrow(box(0, -1, "root, or\n$ATTENSCRIBBLE_DATA,\nor the user's folder", "white"), boxes[0][0])
+
+plot_flow()
+
+
+# %% [markdown]
+# ## The obvious way, and how it fails
+#
+# | what | variable | form |
+# |---|---|---|
+# | the name | `name` | "phantom", "acdc", "wsl4mis" |
+# | where the data is | `root` | a folder; the dataset's own, or one that holds several |
+# | what the loader takes besides | `options` | keywords, such as `patients=5` |
+
+# %%
+def open_naive(name, root="data"):
+    "A branch per dataset, a path per branch."
+    if name == "acdc":
+        return acdc(Path(root) / "acdc" / "training")
+    if name == "wsl4mis":
+        return wsl4mis(Path(root) / "wsl4mis")
+
+assert open_naive("acdcs") is None  # a typo is no error here, but a puzzle two files later
+
+
+# %% [markdown]
+# It has three faults. A typo gives None. A folder one level too high or too low gives an error about patients, not about
+# folders. And it never says what a newcomer needs most: where to get the data, and under which licence.
+
+# %% [markdown]
+# ## One entry per dataset
+#
+# What is known about a dataset is data, not code: below which folders it may lie, by which files it is recognised, who
+# reads it, who made it. A new dataset is a new entry.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Source:
+    "Where a dataset comes from: how it is found, read, obtained and credited."
+
+    name: str  # "acdc"
+    about: str  # one line
+    build: Callable[..., Dataset]  # takes the folder found (nothing if `folders` is empty), then the options
+    folders: tuple[str, ...] = ()  # where to look below the data folder, best first; "." is the folder itself
+    patterns: tuple[str, ...] = ()  # glob patterns: a folder in which one of them matches holds the dataset
+    obtain: str = ""  # how to get it
+    licence: str = ""  # of images, labels, scribbles
+
+
+# %% [markdown]
+# The HDF5 files lack the voxel size. If a table `spacing_mm.json` lies beside them, or in a neighbouring `acdc` folder, it
+# is used without asking; an explicit `spacing` wins.
+
+# %%
+#| export
+def _wsl4mis(folder: Path, spacing: Path | str | None = None) -> Dataset:
+    "The HDF5 loader, with the table of voxel sizes if one lies near."
+    tables = [near / table for near in (folder, *folder.resolve().parents[:3])
+              for table in ("spacing_mm.json", "acdc/spacing_mm.json")]
+    return wsl4mis(folder, spacing or next((table for table in tables if table.is_file()), None))
+
+
+SOURCES = {source.name: source for source in (
+    Source("phantom", "hearts drawn by a formula, with labels and scribbles: no download, no patient", phantom,
+           obtain="nothing to get", licence="that of this package"),
+    Source("acdc", "cardiac cine MR, 100 patients, two frames each, NIfTI", acdc,
+           ("acdc/training", "acdc", "acdc/database/training", "training", "database/training", "."),
+           ("patient*/patient*_frame*.nii*",),
+           "images and labels: register at https://www.creatis.insa-lyon.fr/Challenge/acdc, download the training set; "
+           "scribbles: DATA/acdc_scribbles.zip of https://github.com/gvalvano/multiscale-adversarial-attention-gates, "
+           "unpacked beside the images or given as scribbles=…",
+           "images and labels CC BY-NC-SA 4.0 (Bernard et al., IEEE TMI 2018); "
+           "scribbles Apache-2.0 (Valvano et al., IEEE TMI 2021)"),
+    Source("wsl4mis", "ACDC with scribbles as prepared by the WSL4MIS benchmark, HDF5", _wsl4mis,
+           ("wsl4mis_h5", "wsl4mis", "wsl4mis/data/ACDC", "WSL4MIS/data/ACDC", "data/ACDC", "."),
+           ("patient*_frame*.h5", "ACDC_training_*/patient*_frame*.h5"),
+           "clone https://github.com/HiLab-git/WSL4MIS; the files are in data/ACDC",
+           "code MIT (Luo et al., MICCAI 2022); the images and scribbles inside keep the licences of ACDC"),
+)}
+
+
+# %% [markdown]
+# ## Looking for it
+#
+# With `root` given, only there: a mistyped folder must not silently become another copy of the data. Otherwise first
+# `$ATTENSCRIBBLE_DATA`, then the user's data folder of the operating system.
+
+# %%
+#| export
+def find_dataset(
+    name: str,  # one of `SOURCES`
+    root: Path | str | None = None,  # the dataset's folder, or one that holds several; else as the chapter says
+) -> Path | None:  # its folder; None for a dataset that needs no files
+    """Where a dataset lies: in `root` if given, else in $ATTENSCRIBBLE_DATA or the user's data folder.
+
+    Raises DataError naming all folders looked in and how to get the data; ValueError for an unknown name.
+    """
+    if name not in SOURCES:
+        near = get_close_matches(str(name).lower(), SOURCES, n=1)
+        raise ValueError(f"dataset: found {name!r}, expected one of {', '.join(SOURCES)}"
+                         + (f"; did you mean {near[0]!r}?" if near else ""))
+    source = SOURCES[name]
+    if not source.folders:
+        return None
+    user = [os.environ.get("ATTENSCRIBBLE_DATA"), user_data_dir("attenscribble")]
+    bases = [root] if root else [base for base in user if base]
+    places = [Path(base).expanduser() / folder for base in bases for folder in source.folders]
+    for place in places:
+        if any(True for pattern in source.patterns for _ in place.glob(pattern)):
+            return place
+    looked = "".join(f"\n  {place}" for place in places)
+    raise DataError(f"{name}: found no {' or '.join(source.patterns)} in any of{looked}\nTo get it: {source.obtain}.\n"
+                    f"Licence: {source.licence}.\nThen give its folder as root, or set ATTENSCRIBBLE_DATA.")
+
+
+# %%
+#| export
+def open_dataset(
+    name: str,  # "phantom", "acdc", "wsl4mis"
+    root: Path | str | None = None,  # as in `find_dataset`; the phantom needs none and ignores it
+    **options: object,  # of the loader: patients=…, seed=… for the phantom; scribbles=… for acdc; spacing=… for wsl4mis
+) -> Dataset:  # nothing of it is read yet
+    "A dataset by its name. Raises what `find_dataset` and the loader raise; TypeError for an unknown option."
+    folder = find_dataset(name, root)
+    build = SOURCES[name].build
+    return build(**options) if folder is None else build(folder, **options)
+
+
+# %% [markdown]
+# ## Check: a folder made by hand
+#
+# One case of 2×2×2 voxels, three levels down. All of these roots must lead to it, and a wrong name or a wrong folder
+# must say what to do.
+
+# %%
+data = Path(tempfile.mkdtemp())
+deep = data / "acdc" / "training" / "patient001"
+deep.mkdir(parents=True)
+nib.save(nib.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4)), deep / "patient001_frame01.nii.gz")
+
+for root in (data, data / "acdc", data / "acdc" / "training"):
+    assert find_dataset("acdc", root) == deep.parent
+with patch.dict(os.environ, ATTENSCRIBBLE_DATA=str(data)):
+    (case,) = open_dataset("acdc").cases()
+assert case.name == "patient001_frame01" and case.image.max() == 1 and case.scribble is None
+
+# %%
+for name, words in (("acdcs", "did you mean 'acdc'?"), ("wsl4mis", "To get it: clone")):
+    try:
+        open_dataset(name, data)
+    except ValueError as error:  # DataError is one
+        assert words in str(error)
+        print(f"{error}\n")
+
+
+# %% [markdown]
+# ## What there is
+#
+# `datasets` lists the entries, and which of them this machine holds.
+
+# %%
+#| export
+def datasets(
+    root: Path | str | None = None,  # as in `find_dataset`
+) -> list[dict[str, str]]:  # name, about, folder ("" if not found, "generated" if not needed), obtain, licence
+    "All datasets, one row each, and where they were found. Never raises for a missing one."
+    def where(name: str) -> str:
+        try:
+            return str(find_dataset(name, root) or "generated")
+        except DataError:
+            return ""
+
+    return [{"name": name, "about": source.about, "folder": where(name), "obtain": source.obtain,
+             "licence": source.licence} for name, source in SOURCES.items()]
+
+
+# %%
+table = pd.DataFrame(datasets(data)).set_index("name")
+assert list(table.folder) == ["generated", str(deep.parent), ""]
+table[["about", "licence"]]
+
+# %% [markdown]
+# ## Real data: what is on this machine
+#
+# The number of patients by dataset, and for the first case whether millimetres can be had. It says nothing about the
+# content of the files: they are read, and checked, when asked for.
+
+# %%
+for row in datasets():
+    if row["folder"]:
+        dataset = open_dataset(row["name"])
+        case = next(dataset.cases())
+        print(f"{dataset.name}: {len(dataset.patients)} patients; {case.name} {case.image.shape}, {case.spacing_mm} mm")
+    else:
+        print(f"{row['name']}: skipped, not on this machine")
+
+
+# %% [markdown]
+# ## Options travel through
+#
+# What `open_dataset` does not know it hands to the loader. For the phantom that is a seed: another seed, another
+# patient, and no two readers need to exchange a file to look at the same heart.
+
+# %%
+def plot_phantom(seeds):
+    "One slice of the first phantom patient, for each seed."
+    figure, axes = panels(len(seeds))
+    for axis, seed in zip(axes, seeds, strict=True):
+        dataset = open_dataset("phantom", patients=1, seed=seed)
+        case = next(dataset.cases())
+        z = len(case.image) // 2
+        draw(axis, case.image[z], scribble=case.scribble[z], ignore=dataset.ignore, spacing_mm=case.spacing_mm[1:],
+             title=f"seed {seed}")
+    class_legend(figure, dataset.class_names, background=True)
+
+plot_phantom([0, 1, 2, 3])
+
+# %%
+interact(lambda seed=0: plot_phantom([seed]), seed=(0, 20));
+
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Find the first existing folder of a list, or None.
+
+# %%
+def check_first(first):
+    assert first([data / "nowhere", data / "acdc", data]) == data / "acdc"
+    assert first([data / "nowhere"]) is None
+
+def my_first(folders):
+    return folders[0]  # improve this
+
+exercise(check_first, my_first, solution=lambda folders: next((f for f in folders if f.is_dir()), None))
+
+
+# %% [markdown]
+# **2.** Add a dataset: a `Source` named "two" that needs no files and gives a phantom of two patients.
+
+# %%
+def check_source(make):
+    with patch.dict(SOURCES, two=make()):
+        assert len(open_dataset("two").patients) == 2 and datasets()[-1]["name"] == "two"
+
+def my_source():
+    return Source("two", "two phantom patients", build=None)  # improve this
+
+exercise(check_source, my_source, solution=lambda: Source("two", "two phantom patients", lambda: phantom(patients=2)))
+
+
+# %% [markdown]
+# **3.** Somebody split *cases* at random into train and test. List the patients that ended up on both sides.
+
+# %%
+def check_leaks(leaks):
+    assert leaks(["p1_f01", "p2_f01"], ["p1_f12", "p3_f01"]) == {"p1"}
+    assert leaks(["p1_f01"], ["p2_f01"]) == set()
+
+def my_leaks(train, test):
+    return set(train) & set(test)  # improve this
+
+def solution_leaks(train, test):
+    return {name.split("_")[0] for name in train} & {name.split("_")[0] for name in test}
+
+exercise(check_leaks, my_leaks, solution_leaks)
+
+# %% [markdown]
+# ## Recap
+#
+# Exported: `open_dataset`, `find_dataset`, `datasets`, and `SOURCES` with one `Source` per dataset. What may surprise: a given
+# root is the only place looked in. [The next chapter](14_batches.ipynb) turns cases into batches.
