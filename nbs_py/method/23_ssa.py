@@ -1,0 +1,693 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Spatial self-attention
+#
+# > A module for any inner layer of any network: every place looks at every other, and how it looks is kept.
+#
+# **How far can a place in a network see?** A convolution sees its neighbours. The third stage of the U-Net sees a few
+# dozen pixels, though the heart it looks at is larger. Attention lets every place ask every other one, and the way it
+# asks turns out to be useful twice: for the features, and in [the next chapter](24_asl.ipynb) for the loss.
+
+# %%
+#| default_exp method.ssa
+
+
+# %%
+#| export
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.pyplot import get_cmap
+from torch import Tensor, nn
+
+from attenscribble.book import one_of
+
+
+# %%
+import copy
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from ipywidgets import interact
+
+from attenscribble.book import assert_same, cost, draw, exercise, panels
+from attenscribble.data.batches import resize_image
+from attenscribble.data.phantom import phantom
+from attenscribble.data.scans import acdc
+from attenscribble.method.network import UNet2d, plot_field, receptive_fields
+
+
+# %% [markdown]
+# ## The picture: what one place sees
+#
+# A heart from the phantom, and a U-Net nobody has trained. Which pixels can move a feature in the middle of its third
+# stage? First without attention, then with it on that stage.
+
+# %%
+case = phantom(patients=5).read("patient002")[0]
+slices = resize_image(torch.tensor(case.image[2:6]), 96)[:, None]  # [4,1,96,96]
+torch.manual_seed(0)
+untrained = UNet2d(1, 4).eval()
+
+
+def listen(layer, inputs, features):
+    "Add to each place what all places say, louder the more alike they are."
+    tokens = features.flatten(2).transpose(1, 2)
+    heard = F.scaled_dot_product_attention(tokens, tokens, tokens)
+    return features + heard.transpose(1, 2).view_as(features)
+
+
+# %%
+figure, axes = panels(3, size=2.7)
+draw(axes[0], slices[1, 0].numpy(), title="image, 96 × 96")
+fields = {"third stage": receptive_fields(untrained, slices, ["encoder.2"])["encoder.2"]}
+handle = untrained.encoder[2].register_forward_hook(listen)
+fields["third stage, listening to all"] = receptive_fields(untrained, slices, ["encoder.2"])["encoder.2"]
+handle.remove()
+for axis, (title, seen) in zip(axes[1:], fields.items(), strict=True):
+    shown = plot_field(axis, seen, title=title)
+figure.colorbar(shown, ax=axes, shrink=0.8, label="influence (strongest pixel: 1)")
+assert fields["third stage"].min() == 0 < seen.min();
+
+
+# %% [markdown]
+# A feature in the middle of the third stage sees a square of the image, and nothing outside of it (black). Once its
+# place listens to all others, every pixel has a say. White: the square that holds 90 % of the influence.
+#
+# ## The equations
+#
+# $$Q_i = f W_i^Q,\quad K_i = f W_i^K,\quad V_i = f W_i^V,\qquad A_i = \frac{Q_i K_i^T}{\sqrt{d_k}},\qquad a_i = \mathrm{softmax}(A_i)\,V_i$$
+#
+# $$a = \mathrm{concat}_i(a_i),\qquad a \leftarrow a + \mathrm{MLP}(\mathrm{LN}(a)),\qquad f \leftarrow a \ \text{for the next layer};\qquad \text{at the end}\quad a \leftarrow a\,W + b$$
+#
+# (§2.3 of the paper, where they carry no number.)
+
+# %% [markdown]
+# | symbol | variable | shape | unit |
+# |---|---|---|---|
+# | $f$ | `features`, flattened `tokens` | [N,d,h,w], [N,hw,d] | – |
+# | $n$, $L$ | `heads`, `layers` | – | – |
+# | $Q$, $K$ | `query`, `key` | [N,L·n,hw,d_q] | – |
+# | $d_q = d_k$, $d_v$ | `dim_query`, `dim_value` | – | – |
+# | softmax of $A$ | `attention_maps(...)` | [N,L·n,hw,hw] | share, rows sum to 1 |
+#
+# The paper gives no value for $n$, $L$, $d_q$, $d_v$. The released code has one head, one layer, and all widths 64, that
+# of the third stage.
+
+# %% [markdown]
+# ## Naive code
+#
+# A place p asks with its query; every place q answers with its key. How well they match becomes a share of the answer.
+
+# %%
+def attend_naive(f, to_query, to_key, to_value):
+    "One head: f [hw,d], weights [d_q,d], [d_q,d], [d_v,d]."
+    rows = []
+    for p in range(len(f)):
+        match = torch.stack([(to_query @ f[p]) @ (to_key @ f[q]) / len(to_key) ** 0.5 for q in range(len(f))])
+        share = match.exp() / match.exp().sum()
+        rows.append(sum(share[q] * (to_value @ f[q]) for q in range(len(f))))
+    return torch.stack(rows)
+
+
+# %% [markdown]
+# ## Check by hand
+#
+# Two places, one channel, all weights 1: $f = (0, x)$ with $x = \sqrt{\ln 3}$. The first place asks with 0, gets logits
+# (0, 0) and listens to both alike: $a = x/2$. The second gets $(0, x^2) = (0, \ln 3)$, shares $1 : 3$, so
+# $a = \tfrac34 x$.
+
+# %%
+x, one = math.log(3) ** 0.5, torch.ones(1, 1, dtype=torch.float64)
+by_hand = torch.tensor([[x / 2], [3 * x / 4]], dtype=torch.float64)
+torch.testing.assert_close(attend_naive(torch.tensor([[0], [x]], dtype=torch.float64), one, one, one), by_hand)
+
+
+# %% [markdown]
+# It breaks twice. In float32 $e^{89}$ overflows, and a share becomes ∞/∞. And all shares of one head are $(hw)^2$ numbers:
+
+# %%
+loud = torch.tensor([[0.0], [10.0]])  # logits 0 and 100
+assert attend_naive(loud, one.float(), one.float(), one.float()).isnan().any()
+for side in (24, 64, 128):
+    print(f"grid {side}×{side}, 12 images, one head: {12 * side**4 * 4 / 2**30:.2f} GiB in float32")
+
+
+# %% [markdown]
+# ## Fast code
+#
+# `scaled_dot_product_attention` walks over the keys in blocks, keeps a running maximum and a running sum, and never
+# writes the shares down (Dao et al. 2022): safe from overflow, memory linear in $hw$. The same shares, dense, are left for pictures
+# and checks.
+
+# %%
+#| export
+def attention_maps(
+    query: Tensor,  # [N,nL,hw,d_q] float, as `SpatialSelfAttention` leaves it
+    key: Tensor,  # [N,nL,hw,d_q]
+    scale: float,  # of the logits: 1/√d_q in the paper, 1 in the released code
+) -> Tensor:  # [N,nL,hw,hw] float: each row sums to 1; (hw)² numbers a head
+    "The attention itself, dense: for pictures and references, too large for training."
+    return (query @ key.transpose(-2, -1) * scale).softmax(-1)
+
+
+# %%
+#| export
+def plot_attention(
+    axis: Axes,
+    row: Tensor,  # [hw] one row of an attention map, or of a map made from it
+    grid: tuple[int, int],  # (h,w)
+    cell: int,  # whose row: index in reading order, marked by a cross
+    *,
+    limits: tuple[float | None, float | None] = (None, None),  # of the colours; panels compared share them
+    title: str = "",
+) -> AxesImage:  # for a colour bar
+    "Draw how one cell sees all others; NaN is gray."
+    colours = get_cmap("viridis").with_extremes(bad="0.85")
+    picture = axis.imshow(row.detach().float().cpu().view(grid), cmap=colours, vmin=limits[0], vmax=limits[1],
+                          interpolation="nearest")
+    axis.plot(cell % grid[1], cell // grid[1], "x", color="#D55E00", markersize=8, markeredgewidth=2)
+    axis.set_title(title, fontsize=9)
+    return picture
+
+
+# %%
+#| export
+class _Attention(nn.Module):
+    "Query, key and value of all heads of one layer: linear, without bias."
+
+    def __init__(self, width: int, heads: int, dim_query: int, dim_value: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, heads * dim_query, bias=False)
+        self.key = nn.Linear(width, heads * dim_query, bias=False)
+        self.value = nn.Linear(width, heads * dim_value, bias=False)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "[N,hw,width] → what the heads attend to, side by side [N,hw,n·d_v], and query and key [N,n,hw,d_q]."
+        query, key, value = (project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                             for project in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return attended.transpose(1, 2).flatten(2), query, key
+
+
+# %% [markdown]
+# ### The paper's layer
+#
+# What the text says, and no more: there is no path around the attention.
+
+# %%
+#| export
+class _PaperLayer(nn.Module):
+    "One layer as the paper writes it: a = concat softmax(QKᵀ/√d)V, then a + MLP(LN(a))."
+
+    def __init__(self, width: int, heads: int, dim_query: int, dim_value: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.width = heads * dim_value  # of the result
+        self.attention = _Attention(width, heads, dim_query, dim_value)
+        hidden = math.ceil(mlp_ratio * self.width)
+        self.mlp = nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, hidden), nn.GELU(),
+                                 nn.Linear(hidden, self.width))
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        attended, query, key = self.attention(tokens)
+        return attended + self.mlp(attended), query, key
+
+
+# %% [markdown]
+# ### The released layer
+#
+# The published code holds another layer, that of SegFormer (Xie et al. 2021): normalise first, add what was found to what was there, and
+# let a 3 × 3 convolution between the two linear maps see the neighbours.
+
+# %%
+#| export
+class _MixLayer(nn.Module):
+    "One layer of the released code: pre-norm attention and a convolving feed-forward, a residual around each."
+
+    def __init__(self, width: int, heads: int, dim_query: int, dim_value: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.width, hidden = width, math.ceil(mlp_ratio * width)
+        self.norm, self.norm_mix = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = _Attention(width, heads, dim_query, dim_value)
+        self.join = nn.Linear(heads * dim_value, width)
+        self.widen, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.neighbours = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        attended, query, key = self.attention(self.norm(tokens))
+        tokens = tokens + self.join(attended)
+        hidden = self.widen(self.norm_mix(tokens)).transpose(1, 2).unflatten(2, grid)  # [N,hidden,h,w]
+        mixed = F.gelu(self.neighbours(hidden)).flatten(2).transpose(1, 2)
+        return tokens + self.narrow(mixed), query, key
+
+
+# %% [markdown]
+# ### The module
+#
+# L layers, then a linear map to $d$ channels (in the released code a LayerNorm). It keeps query and key of the
+# last forward pass, with their graph. The 1×1 convolution that makes a similarity of them lives here, since its two numbers belong to the
+# network; [chapter 24](24_asl.ipynb) uses it.
+
+# %%
+#| export
+def _initialise(module: nn.Module) -> None:
+    "Start values of the released code: small linear maps, He-normal for the depthwise convolution, no bias."
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):  # depthwise: 9 weights reach each output
+        nn.init.normal_(module.weight, std=math.sqrt(2 / 9))
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _head_sizes(
+    channels: int, heads: int, layers: int, dim_query: int | None, dim_value: int | None, mlp_ratio: float
+) -> tuple[int, int]:
+    "Width of query and value of a head. Raises ValueError for sizes that make no module."
+    share = channels // heads if isinstance(heads, int) and heads > 0 else 0
+    dim_query, dim_value = (share if size is None else size for size in (dim_query, dim_value))
+    sizes = {"channels": channels, "heads": heads, "layers": layers, "dim_query": dim_query, "dim_value": dim_value}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: found {size!r}, expected a whole number, at least 1")
+    if not mlp_ratio > 0:
+        raise ValueError(f"mlp_ratio: found {mlp_ratio!r}, expected a number above 0")
+    return dim_query, dim_value
+
+
+class SpatialSelfAttention(nn.Module):
+    """Spatial self-attention over a feature map (§2.3 of the paper).
+
+    `block` chooses the layer. "paper": the text, with no way around the attention; "residual": the same, added to
+    the features; "prenorm_mixffn": the released code (a SegFormer block, a last LayerNorm in place of the last linear
+    map). After `forward`, `query` and `key` [N,L·n,h·w,d_q] (layer by layer, with graph) and `grid` (h,w) hold what
+    the attentive similarity is made of, and `similarity` is its 1×1 convolution, in PyTorch's start values: its
+    weight is negative every second time. Copies and pickles leave query and key behind.
+    Raises ValueError for an unknown block, unusable sizes, and features that are not [N,d,h,w].
+    """
+
+    def __init__(
+        self,
+        channels: int,  # d, width of the features
+        heads: int = 1,  # n, of each layer
+        layers: int = 1,  # L
+        *,
+        block: str = "paper",  # "paper", "residual" or "prenorm_mixffn"
+        dim_query: int | None = None,  # d_q = d_k of a head; channels // heads unless told
+        dim_value: int | None = None,  # d_v of a head; channels // heads unless told
+        mlp_ratio: float = 4,  # hidden width of the MLP over its width
+    ) -> None:
+        super().__init__()
+        one_of("block", block, ("paper", "residual", "prenorm_mixffn"))
+        dim_query, dim_value = _head_sizes(channels, heads, layers, dim_query, dim_value, mlp_ratio)
+        self.channels, self.block, self.layers = channels, block, nn.ModuleList()
+        make, width = _MixLayer if block == "prenorm_mixffn" else _PaperLayer, channels
+        for _ in range(layers):
+            self.layers.append(make(width, heads, dim_query, dim_value, mlp_ratio))
+            width = self.layers[-1].width
+        self.last = nn.LayerNorm(channels) if block == "prenorm_mixffn" else nn.Linear(width, channels)
+        self.apply(_initialise)
+        self.similarity = nn.Conv2d(layers * heads, 1, 1)
+        self.query: Tensor | None = None
+        self.key: Tensor | None = None
+        self.grid: tuple[int, int] | None = None
+
+    def forward(
+        self,
+        features: Tensor,  # [N,d,h,w] float
+    ) -> Tensor:  # [N,d,h,w]
+        "Attended features; leaves `query`, `key` and `grid` behind."
+        if features.ndim != 4 or features.shape[1] != self.channels:
+            raise ValueError(f"features: found {list(features.shape)}, expected [N,{self.channels},h,w]")
+        grid = (features.shape[2], features.shape[3])
+        tokens, queries, keys = features.flatten(2).transpose(1, 2), [], []
+        for layer in self.layers:
+            tokens, query, key = layer(tokens, grid)
+            queries.append(query)
+            keys.append(key)
+        self.query, self.key, self.grid = torch.cat(queries, 1), torch.cat(keys, 1), grid
+        attended = self.last(tokens).transpose(1, 2).unflatten(2, grid)
+        return features + attended if self.block == "residual" else attended
+
+    def __getstate__(self) -> dict:
+        "What a copy or a pickle takes along: query and key belong to one forward pass, and their graph cannot go."
+        return {**self.__dict__, "query": None, "key": None, "grid": None}
+
+
+# %% [markdown]
+# ## Equal, and what it costs
+#
+# Two heads of the fast form against the loops, on 4 × 4 places, in value and in the gradient of features and weights.
+
+# %%
+f = torch.randn(1, 16, 6)
+weights = [torch.randn(6, 6) for _ in range(3)]
+fast_heads = _Attention(6, 2, 3, 3).double()
+names = ("query.weight", "key.weight", "value.weight")
+fast = lambda f, *w: torch.func.functional_call(fast_heads, dict(zip(names, w, strict=True)), f)[0].sin().sum()
+halves = lambda w: (w[:3], w[3:])
+naive = lambda f, *w: torch.cat([attend_naive(f[0], *one) for one in zip(*map(halves, w), strict=True)], 1).sin().sum()
+assert_same(fast, naive, f, *weights)
+
+
+# %%
+block = SpatialSelfAttention(64)
+places = torch.randn(4, 64, 48, 48)
+print("fast :", cost(lambda: block(places).sum().backward()))
+dense = lambda: attention_maps(block.query, block.key, 64**-0.5) @ block.query
+print("dense, attention alone:", cost(lambda: (block(places), dense().sum().backward())))
+
+
+# %%
+count = lambda module: sum(p.numel() for p in module.parameters())
+released = SpatialSelfAttention(64, block="prenorm_mixffn")
+assert count(released.layers) == 52_352 and count(released.last) == 128 and count(released.similarity) == 2
+print({name: count(SpatialSelfAttention(64, block=name)) for name in ("paper", "residual", "prenorm_mixffn")})
+
+
+# %% [markdown]
+# ## On any layer of any network
+#
+# `attach` puts the module on a layer by name. What comes out of the layer, for the next stage *and* for the decoder's skip, is attended
+# (`where="output"`); or only what goes into one layer (`where="input"`). With `separate=True` features pass
+# unchanged and only query and key are made.
+
+# %%
+#| export
+class AttendedLayer(nn.Module):
+    "A layer of a network with spatial self-attention behind it, before it, or beside it."
+
+    def __init__(
+        self,
+        layer: nn.Module,  # the layer that stood here
+        attention: SpatialSelfAttention,
+        *,
+        name: str,  # of the layer, for messages
+        where: str,  # "output" or "input": which side of the layer is attended
+        separate: bool,  # pass the features on as they are
+    ) -> None:
+        super().__init__()
+        self.layer, self.attention = layer, attention
+        self.name, self.where, self.separate = name, where, separate
+
+    def forward(self, *inputs, **options) -> Tensor:
+        if self.where == "output":
+            return self._attend(self.layer(*inputs, **options))
+        return self.layer(self._attend(inputs[0] if inputs else None), *inputs[1:], **options)
+
+    def _attend(self, features: Tensor | None) -> Tensor:
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise TypeError(f"{self.where} of layer {self.name!r}: found {found}, expected a tensor [N,d,h,w]")
+        attended = self.attention(features)
+        return features if self.separate else attended
+
+
+@dataclass(frozen=True, eq=False)
+class Attachment:
+    "Spatial self-attention on a layer of a network."
+
+    model: nn.Module
+    layer_name: str
+    attention: SpatialSelfAttention
+
+    def detach(self) -> None:
+        "Put the layer back as it was. Raises ValueError where this attention no longer stands."
+        holder = self.model.get_submodule(self.layer_name)
+        if not isinstance(holder, AttendedLayer) or holder.attention is not self.attention:
+            raise ValueError(f"layer_name: this attention does not stand at {self.layer_name!r} any more")
+        self.model.set_submodule(self.layer_name, holder.layer)
+
+
+def _layer_named(model: nn.Module, name: str) -> nn.Module:
+    "The layer. Raises ValueError with the nearest names."
+    layers = dict(model.named_modules())
+    if not name or name not in layers:
+        near = get_close_matches(name, list(layers)[1:], n=3, cutoff=0.4)
+        raise ValueError(f"layer_name: {type(model).__name__} has no layer {name!r}"
+                         + (f"; the nearest are {', '.join(map(repr, near))}" if near else ""))
+    if isinstance(layers[name], AttendedLayer):
+        raise ValueError(f"layer_name: {name!r} has spatial self-attention already")
+    return layers[name]
+
+
+def _width_of(layer: nn.Module, where: str) -> int | None:
+    "Channels a layer takes or gives, read from the first or last part inside that tells."
+    fields = ("in_channels", "num_features") if where == "input" else ("out_channels", "num_features")
+    widths = [getattr(part, field) for part in layer.modules() for field in fields
+              if isinstance(getattr(part, field, None), int)]
+    return widths[0 if where == "input" else -1] if widths else None
+
+
+def attach(
+    model: nn.Module,  # any network; changed in place
+    layer_name: str,  # "encoder.2", as in `model.named_modules()`
+    channels: int | None = None,  # d of the features; read from the layer unless told
+    *,
+    where: str = "output",  # "output": all that read the layer get attended features; "input": the layer alone does
+    separate: bool = False,  # features pass unchanged, query and key are computed beside them
+    **ssa,  # options of `SpatialSelfAttention`
+) -> Attachment:
+    """Put spatial self-attention on a layer of a network; `detach()` of the result takes it away.
+
+    The layer moves to `<layer_name>.layer`, the attention to `<layer_name>.attention`, with the layer's device,
+    dtype and mode: attach before the optimiser is made and before weights are loaded. Raises ValueError for an
+    unknown or already attended layer and where the width cannot be read; in `forward`, TypeError for features that
+    are no [N,d,h,w] and ValueError for another width.
+    """
+    layer = _layer_named(model, layer_name)
+    one_of("where", where, ("output", "input"))
+    channels = channels or _width_of(layer, where)
+    if channels is None:
+        raise ValueError(f"channels: cannot be read from {layer_name!r}, a {type(layer).__name__}; pass channels=")
+    attention = SpatialSelfAttention(channels, **ssa).train(layer.training)
+    weights = next(layer.parameters(), next(model.parameters(), None))
+    if weights is not None:
+        attention.to(weights.device, weights.dtype)
+    holder = AttendedLayer(layer, attention, name=layer_name, where=where, separate=separate).train(layer.training)
+    model.set_submodule(layer_name, holder)
+    return Attachment(model, layer_name, attention)
+
+
+# %%
+model = untrained
+before = model(slices)
+changed, ways = {}, (("encoder.2", "output", False), ("encoder.3", "input", False), ("encoder.2", "output", True))
+for layer, where, separate in ways:
+    attachment = attach(model, layer, where=where, separate=separate, block="prenorm_mixffn")
+    changed[layer, where, separate] = not torch.equal(model(slices), before)
+    assert attachment.attention.grid == (24, 24)
+    attachment.detach()
+    assert torch.equal(model(slices), before)
+assert list(changed.values()) == [True, True, False]
+
+
+# %% [markdown]
+# The same call on somebody else's network, and the answer to a misspelt layer. Attach *before* the optimiser is made: the
+# module brings parameters of its own.
+
+# %%
+small = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 4, 1))
+attach(small, "0", heads=2, layers=2)
+assert small(slices).shape == (4, 4, 47, 47) and small[0].attention.query.shape == (4, 4, 47 * 47, 4)
+assert copy.deepcopy(small)[0].attention.query is None  # a copy takes no graph along
+try:
+    attach(model, "encoder2")
+    raise RuntimeError("a wrong name passed")
+except ValueError as error:
+    print(error)
+
+
+# %% [markdown]
+# ## What happens at the start
+#
+# The released start values are small: linear weights of 0.02. Logits are then near 0, every share is near $1/hw$, and every place
+# gets nearly the same answer: the mean of all values. Measure how much the features vary over the places, before and after.
+
+# %%
+def network(block=None, seed=0):
+    torch.manual_seed(seed)
+    model = UNet2d(1, 4, dropout=(0,) * 5)
+    return model, attach(model, "encoder.2", block=block) if block else None
+
+
+# %%
+def at_start(block):
+    model, attachment = network(block)
+    features = {}
+    for name, layer in (("stage", model.encoder[2]), ("next", model.encoder[3][1])):
+        layer.register_forward_hook(lambda _, inputs, output, name=name: features.update({name: output.detach()}))
+    model(slices)
+    return features["stage"], features["next"], attachment
+
+
+figure, axes = panels(4, size=2.4)
+for axis, block in zip(axes, (None, "paper", "residual", "prenorm_mixffn"), strict=True):
+    stage, following, attachment = at_start(block)
+    spread = stage.std((2, 3)).mean().item()
+    print(f"{block or 'no attention':15} spread over places {spread:.1e}, variance after the next convolution "
+          f"{following.var((0, 2, 3)).mean():.1e}")
+    shown = axis.imshow(stage[1, 2], cmap="viridis", vmin=-1, vmax=3, interpolation="nearest")
+    axis.set_title(f"{block or 'no attention'}\nspread {spread:.0e}", fontsize=9)
+figure.colorbar(shown, ax=axes, shrink=0.8, label="one feature of the third stage");
+
+
+# %% [markdown]
+# The paper's layer, read as written, wipes the map: its spread is four orders of magnitude below that of the features it
+# replaces. The next stage begins with a convolution and batch norm; the variance that arrives there is smaller than the $10^{-5}$ batch norm adds under
+# its root, and most of that comes from the border. The two forms with a residual leave the map alive.
+
+# %%
+map_spread = {block: at_start(block)[0].std((2, 3)).mean() for block in ("paper", "residual", "prenorm_mixffn")}
+plain, wiped = at_start(None)[0].std((2, 3)).mean(), at_start("paper")
+assert map_spread["paper"] < 1e-3 * plain and map_spread["residual"] > 0.9 * plain
+variance = lambda x: x.var((0, 2, 3)).mean()
+assert variance(wiped[1]) < 1e-5  # eps of batch norm
+assert variance(wiped[1][..., 1:-1, 1:-1]) < 1e-3 * variance(wiped[1])  # without the border
+shares = attention_maps(wiped[2].attention.query, wiped[2].attention.key, 64**-0.5) * 24 * 24
+print(f"share of a place, times hw: {shares.min():.2f} to {shares.max():.2f}")
+
+
+# %% [markdown]
+# So "paper" starts with a U-Net that is cut at its third stage, and has to learn its way back through shares that all look
+# alike. Whether it does is a question for training, not for this chapter; `block` is there to ask it.
+#
+# ## Real data: how even are the shares?
+#
+# One slice of an ACDC patient through the same untrained network.
+
+# %%
+folder = Path(os.environ.get("ATTENSCRIBBLE_DATA", "data")) / "acdc"
+if folder.is_dir():
+    scan = acdc(folder).read("patient001")[0]
+    real = resize_image(torch.tensor(scan.image[len(scan.image) // 2]), 256)[None, None]
+    model, attachment = network("prenorm_mixffn")
+    with torch.no_grad():
+        model.eval()(real)
+        shares = attention_maps(attachment.attention.query, attachment.attention.key, 64**-0.5)[0, 0]
+    listened = (-shares * shares.log()).sum(1).mean().exp().item()
+    assert 1 <= listened <= len(shares)
+    print(f"{scan.name}: a place listens to {listened:.1f} of {len(shares)} places; largest share {shares.max():.2e}, "
+          f"1/hw = {1 / len(shares):.2e}")
+else:
+    print(f"skipped: no ACDC folder at {folder}; set ATTENSCRIBBLE_DATA")
+
+
+# %% [markdown]
+# The number is the exponential of a row's mean entropy: how many places share the vote. Practically all of them do. One
+# slice, one seed, no training: it says where learning starts, not where it ends.
+#
+# ## Slide the sharpness
+#
+# What could attention become? As a stand-in for learned queries and keys, take the features of the third stage
+# themselves, normalised, so that places that look alike match. The factor multiplies the logits; the released code makes its
+# similarity from logits that are not divided by $\sqrt{d_k}$: a factor of 8.
+
+# %%
+stage = at_start(None)[0][1:2].flatten(2).transpose(1, 2)  # [1,576,64]
+look = F.layer_norm(stage, (64,))[:, None].detach()
+place = 12 * 24 + 13  # in the left ventricle
+
+
+def plot_sharpness(axis, factor):
+    row = attention_maps(look, look, factor / 64)[0, 0, place] * 24 * 24
+    return plot_attention(axis, row, (24, 24), place, limits=(0, 4), title=f"logits × {factor:g}")
+
+
+def slide(factor=8.0):
+    figure, (axis,) = panels(1, size=3)
+    figure.colorbar(plot_sharpness(axis, factor), ax=axis, shrink=0.8, label="share × hw", extend="max")
+    plt.show()
+
+interact(slide, factor=(0.0, 40.0, 0.5));
+
+
+# %%
+figure, axes = panels(5, size=2.1)
+draw(axes[0], slices[1, 0].numpy(), title="image")
+for axis, factor in zip(axes[1:], (0.02, 1, 4, 12), strict=True):
+    shown = plot_sharpness(axis, factor)
+figure.colorbar(shown, ax=axes, shrink=0.8, label="share × hw (1: even)", extend="max");
+
+
+# %% [markdown]
+# At 0.02, about where training starts, all shares are alike and the heart is invisible. Sharper, the places that look like the cross
+# stand out, near and far: attention knows looks, not positions. Sharper still, only a handful of places is heard.
+#
+# ## Exercises
+#
+# **1. Predict.** How many parameters has the paper's block with one head and one layer, all widths d and `mlp_ratio=4`? (The
+# 1×1 convolution counts.)
+
+# %%
+def check_count(f):
+    for d in (4, 64):
+        assert f(d) == count(SpatialSelfAttention(d))
+
+def parameters(d):
+    ...  # your code here
+
+exercise(check_count, parameters, solution=lambda d: 3 * d * d + 2 * d + 8 * d * d + 5 * d + d * d + d + 2)
+
+
+# %% [markdown]
+# **2. Implement.** From `query` and `key` [hw,d], the share that every place *receives*, summed over all who ask, [hw].
+
+# %%
+def check_received(f):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 9, 4).double()
+    received = f(query, key)
+    torch.testing.assert_close(received, attention_maps(query[None, None], key[None, None], 0.5)[0, 0].sum(0))
+    assert math.isclose(received.sum(), 9)
+
+def received(query, key):
+    ...  # your code here
+
+exercise(check_received, received, solution=lambda q, k: (q @ k.T / len(q[0]) ** 0.5).softmax(1).sum(0))
+
+
+# %% [markdown]
+# **3. Break.** Shuffle the places, attend, and undo the shuffle. For which of the three blocks does the result change? Return their names.
+
+# %%
+def check_position(f):
+    features, order = torch.randn(1, 8, 5, 5), torch.randperm(25)
+    shuffle = lambda x, order: x.flatten(2)[..., order].view_as(x)
+    found = set()
+    for block in ("paper", "residual", "prenorm_mixffn"):
+        module = SpatialSelfAttention(8, block=block)
+        again = shuffle(module(shuffle(features, order)), order.argsort())
+        if not torch.allclose(again, module(features), atol=1e-5):
+            found.add(block)
+    assert set(f()) == found
+
+def knows_positions():
+    ...  # your code here
+
+exercise(check_position, knows_positions, solution=lambda: ["prenorm_mixffn"])
+
+
+# %% [markdown]
+# Only the depthwise convolution of the released block knows who is next to whom. The paper says the same of attention, and this is why its loss brings a distance of its
+# own.
+#
+# ## Recap
+#
+# `SpatialSelfAttention` in three forms; `attach` for any layer of any network; `attention_maps` and `plot_attention` for pictures. Surprising:
+# the text's block, without a residual, starts by erasing the map it is put on. [The next chapter](24_asl.ipynb) turns query and key into
+# a loss.
