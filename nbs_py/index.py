@@ -1,0 +1,59 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # AttenScribble, the book
+#
+# > A few strokes of the pen on each slice, one pixel in a hundred: how does a network learn to draw the whole heart?
+#
+# Each chapter is a notebook that you read, run and change, and at the same time the source of one module of the
+# package `attenscribble`. Chapters build on earlier ones only, so the book's order is the package's order.
+#
+# | chapter | question | module |
+# |---|---|---|
+# | [00 How to read this book](00_book.ipynb) | what do all chapters share? | `book` |
+# | [10 Scans](data/10_scans.ipynb) | what is in a scan, and what can be wrong with it? | `data.scans` |
+# | [11 Scribbles](data/11_scribbles.ipynb) | how does an annotator scribble? | `data.scribbles` |
+# | [12 The phantom](data/12_phantom.ipynb) | can we have patients that anyone may look at? | `data.phantom` |
+# | [13 Datasets](data/13_datasets.ipynb) | where does the data lie? | `data.datasets` |
+# | [14 Batches](data/14_batches.ipynb) | how does a scan become what a network sees? | `data.batches` |
+# | [20 The network](method/20_network.ipynb) | how far can a U-Net see? | `method.network` |
+# | [21 Partial cross-entropy](method/21_pce.ipynb) | what can 1 % of the pixels teach? | `method.pce` |
+# | [22 Masked CRF](method/22_mcrf.ipynb) | who tells the other 99 % what to be? | `method.mcrf` |
+# | [23 Spatial self-attention](method/23_ssa.ipynb) | can each place look at every other? | `method.ssa` |
+# | [24 Attentive similarity](method/24_asl.ipynb) | can attention say which places belong together? | `method.asl` |
+# | [25 The objective](method/25_objective.ipynb) | where does each loss pull? | `method.objective` |
+# | [40 The configuration](experiment/40_config.ipynb) | which knobs does a run have? | `experiment.config` |
+# | [41 Training](experiment/41_training.ipynb) | what happens in a run? | `experiment.training` |
+# | [42 Inference](experiment/42_inference.ipynb) | how do slices become a scan's mask? | `experiment.inference` |
+# | [43 Metrics](experiment/43_metrics.ipynb) | when is a mask good? | `experiment.metrics` |
+# | [44 Runs](experiment/44_runs.ipynb) | what must be kept of a run? | `experiment.runs` |
+#
+# To train, open [train.ipynb](train.ipynb) or run it from this folder:
+#
+# ```bash
+# papermill train.ipynb -p dataset acdc
+# ```
+
+# %% [markdown]
+# ## One slice, one page
+#
+# What the whole book is about: on the left what the annotator gives, on the right what we want back.
+
+# %%
+from attenscribble.book import class_legend, draw, panels
+from attenscribble.data.datasets import open_dataset
+
+dataset = open_dataset("phantom", patients=5)
+case = dataset.read(dataset.patients[0])[0]
+z = len(case.image) // 2
+figure, (left, middle, right) = panels(3)
+draw(left, case.image[z], spacing_mm=case.spacing_mm[1:], title="a slice of a scan")
+draw(middle, case.image[z], scribble=case.scribble[z], ignore=dataset.ignore, title="the annotator's scribble")
+draw(right, case.image[z], label=case.label[z], title="what we want")
+class_legend(figure, dataset.class_names, background=True)

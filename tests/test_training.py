@@ -1,0 +1,172 @@
+"""The training loop and the run around it: what it may look at, what it leaves behind, how it fails."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from attenscribble.data.batches import SliceStore
+from attenscribble.data.phantom import phantom
+from attenscribble.data.scans import DataError, Dataset, acdc, wsl4mis
+from attenscribble.experiment.config import Config
+from attenscribble.experiment.runs import run_experiment
+from attenscribble.experiment.training import load_model, start_training, train, training_patients
+from attenscribble.method.objective import METHODS, Method, Term, register, scribble_term
+
+BUILT_IN = ("fully", "pce", "ours-without-asl", "ours")
+
+
+def tiny(**given):
+    "Settings of a run that takes seconds."
+    defaults = {"iterations": 12, "batch": 4, "size": 48, "log_every": 4, "asl_radius": 1, "asl_sigma": 1.1,
+                "data_patients": 5, "data_side": 48, "data_slices": 4, "precision": "float32"}
+    return Config.from_flat(**(defaults | given))
+
+
+@pytest.fixture(scope="module")
+def hearts() -> Dataset:
+    return phantom(patients=5, side=48, slices=4)
+
+
+def with_cases(dataset: Dataset, change) -> Dataset:
+    "The dataset with every case changed."
+    return dataclasses.replace(dataset, read=lambda patient: [change(case) for case in dataset.read(patient)])
+
+
+def weights(state) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+
+@pytest.mark.parametrize("method", [name for name in BUILT_IN if METHODS[name].target == "scribble"])
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_dense_labels_cannot_reach_a_scribble_method(hearts, method, preset):
+    rng = np.random.default_rng(0)
+
+    def poison(case):
+        return dataclasses.replace(case, label=rng.integers(0, 4, case.image.shape).astype(np.uint8))
+
+    config = tiny(method=method, preset=preset)
+    honest, poisoned = train(config, hearts), train(config, with_cases(hearts, poison))
+    without = train(config, with_cases(hearts, lambda case: dataclasses.replace(case, label=None)))
+    assert torch.equal(weights(honest), weights(poisoned)) and torch.equal(weights(honest), weights(without))
+
+
+def test_poison_reaches_the_dense_method(hearts):
+    blank = with_cases(hearts, lambda case: dataclasses.replace(case, label=np.zeros_like(case.label)))
+    config = tiny(method="fully")
+    assert not torch.equal(weights(train(config, hearts)), weights(train(config, blank)))
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best_val"])
+def test_training_never_reads_a_test_patient(hearts, checkpoint):
+    seen = set()
+    spy = dataclasses.replace(hearts, read=lambda patient: seen.add(patient) or hearts.read(patient))
+    config = tiny(checkpoint=checkpoint, validation=0.3, eval_every=4)
+    train(config, spy)
+    fit, held = training_patients(hearts, config)
+    assert seen == set(fit) | set(held) and not seen & set(hearts.folds[1])
+    assert not set(fit) & set(held) and bool(held) == (checkpoint == "best_val")
+
+
+def test_best_val_keeps_the_lowest_validation_loss(hearts, tmp_path):
+    state = train(tiny(checkpoint="best_val", validation=0.3, eval_every=4), hearts, tmp_path)
+    losses = {row["step"]: row["validation"] for row in state.log}
+    assert len(losses) == 3 and state.best["step"] == min(losses, key=losses.get)
+    model, _ = load_model(tmp_path / "checkpoint.pt", hearts.classes, "cpu")
+    assert torch.equal(model.head.weight, state.best["model"]["head.weight"])
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_loss_falls_and_the_seed_decides(hearts, method):
+    config = tiny(method=method, iterations=80)
+    first, again = train(config, hearts), train(config, hearts)
+    other = train(tiny(method=method, iterations=80, seed=1), hearts)
+    values = [row[METHODS[method].terms[0].name] for row in first.log]
+    assert sum(values[-5:]) < 0.8 * sum(values[:5])  # a batch's loss jumps with the slices in it
+    assert torch.equal(weights(first), weights(again)) and not torch.equal(weights(first), weights(other))
+
+
+def test_attention_notes_are_logged(hearts):
+    row = train(tiny(), hearts).log[-1]
+    assert {"seg", "mcrf", "atn", "similarity_mean", "similarity_std", "weight", "bias"} <= set(row)
+    assert 0 < row["similarity_mean"] < 1 and row["similarity_std"] >= 0
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(hearts, tmp_path):
+    config = tiny(eval_every=4)
+
+    def interrupt(state):
+        if state.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, hearts, tmp_path, interrupt)
+    resumed, whole = train(config, hearts, tmp_path), train(config, hearts)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [row["step"] for row in resumed.log] == [row["step"] for row in whole.log] == [4, 8, 12]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(hearts, tmp_path):
+    train(tiny(), hearts, tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: checkpoint of .*, expected .*"):
+        start_training(tiny(lr=0.5), hearts).load(tmp_path / "checkpoint.pt")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(hearts):
+    method = Method("nan", "NaN", "this test", (Term("seg", lambda e: scribble_term(e) * float("nan")),))
+    METHODS.pop("nan", None)
+    register(method)
+    try:
+        with pytest.raises(FloatingPointError, match=r"iteration 4: the loss is nan; terms: .*seg"):
+            train(tiny(method="nan"), hearts)
+    finally:
+        METHODS.pop("nan")
+
+
+def test_run_writes_a_result_that_says_everything(tmp_path):
+    outcome = run_experiment(tiny(output=str(tmp_path), archive=str(tmp_path / "results")))
+    result = json.loads((outcome.folder / "result.json").read_text())
+    assert json.loads((tmp_path / "results" / f"{outcome.config.run_id}.json").read_text()) == result
+    assert {row["policy"] for row in result["cases"]} == {"standard", "legacy"}
+    assert len(result["cases"]) == 2 * 3 * result["test_volumes"] == 12  # policies × classes × (1 patient, 2 frames)
+    assert Config(**json.loads((outcome.folder / "config.json").read_text())) == outcome.config
+    assert result["software"]["torch"] == torch.__version__ and result["settings"]["seed"] == 2022
+    assert (outcome.folder / "log.csv").read_text().startswith("step,seconds,lr,loss,seg,mcrf,atn")
+    assert sorted(p.name for p in (outcome.folder / "masks").iterdir()) == sorted(f"{n}.nii.gz" for n in outcome.masks)
+
+
+def test_two_processes_cannot_share_a_run_folder(tmp_path):
+    from filelock import FileLock
+
+    config = tiny(output=str(tmp_path))
+    (tmp_path / config.run_id).mkdir()
+    with FileLock(tmp_path / config.run_id / "lock"), pytest.raises(RuntimeError, match="another process"):
+        run_experiment(config)
+
+
+def test_without_spacing_hd95_is_refused_before_training(data_root, tmp_path):
+    config = Config.from_flat(dataset="wsl4mis", root=str(data_root), profile="mini", output=str(tmp_path))
+    hearts = wsl4mis(data_root / "wsl4mis_h5")
+    assert hearts.read("patient001")[0].spacing_mm is None
+    from attenscribble.experiment.runs import check_scorable
+
+    with pytest.raises(DataError, match=r"patient00\d_frame\d\d: HD95 in mm needs the voxel spacing"):
+        check_scorable(dataclasses.replace(hearts, folds={1: ("patient001",)}), config)
+    check_scorable(dataclasses.replace(hearts, folds={1: ("patient001",)}), config.model_copy(update={"hd95": False}))
+
+
+def test_h5_and_nifti_give_the_same_batches(data_root):
+    stores = []
+    for dataset in (acdc(data_root / "acdc"), wsl4mis(data_root / "wsl4mis_h5")):
+        cases = {case.name: case for patient in ("patient001", "patient002") for case in dataset.read(patient)}
+        names = ("patient001_frame01", "patient001_frame12", "patient002_frame01", "patient002_frame12")
+        stores.append(SliceStore([cases[name] for name in names], classes=4, ignore=4))
+    from attenscribble.data.batches import draw_augmentation
+
+    draws = draw_augmentation(12, "acdc", torch.Generator().manual_seed(0))
+    index = torch.randperm(len(stores[0]), generator=torch.Generator().manual_seed(1))[:12]
+    nifti, h5 = (store.batch(index, 128, draws) for store in stores)
+    assert len(stores[0]) == len(stores[1]) and torch.equal(nifti.target, h5.target)
+    assert (nifti.image - h5.image).abs().max() < 1e-3  # half a step of 511 levels
