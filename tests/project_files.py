@@ -1,0 +1,39 @@
+"""What belongs to the project: the files that git tracks or would track."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = {".git", ".venv", "runs", "build", "dist", "__pycache__"}  # where there is no git to ask
+
+
+def project_files(root: Path = ROOT) -> list[Path]:
+    "Paths relative to `root`, sorted: tracked files and new ones that .gitignore lets through."
+    asked = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root,
+                           capture_output=True, text=True)
+    if asked.returncode == 0:
+        listed = {Path(name) for name in asked.stdout.split("\0") if name}
+        return sorted(path for path in listed if (root / path).is_file())
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in LEFT_OUT and not name.endswith((".egg-info", "_cache"))]
+        found += [Path(folder, name).relative_to(root) for name in names]
+    return sorted(found)
+
+
+def notebooks(root: Path = ROOT) -> list[str]:
+    "Every notebook of the book, such as 'method/22_mcrf'."
+    found = (path.relative_to(root / "nbs").with_suffix("") for path in (root / "nbs").rglob("*.ipynb"))
+    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def texts(root: Path = ROOT) -> dict[Path, str]:
+    "The content of every text file of the project."
+    contents = {}
+    for path in project_files(root):
+        try:
+            contents[path] = (root / path).read_bytes().decode()  # line ends as they are
+        except UnicodeDecodeError:  # a picture
+            continue
+    return contents

@@ -1,0 +1,12 @@
+"""What the README promises."""
+
+import re
+
+
+def test_the_thirty_second_example_runs_and_reaches_every_parameter(root):
+    (code,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.S)
+    namespace: dict = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    gradients = {name: p.grad for name, p in namespace["model"].named_parameters()}
+    silent = [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()]
+    assert namespace["loss"].isfinite() and not silent
