@@ -73,8 +73,9 @@ def test_value_is_that_of_the_loops():
     probs, query, key, weight, bias = inputs[0].softmax(1), *inputs[1:]
     found = attentive_similarity_loss(probs, query, key, weight, bias, radius=2, sigma=1.5, unlabelled=unlabelled)
     A = attention_maps(query, key, 3**-0.5)
-    images = [by_loops(P.flatten(1).tolist(), a.tolist(), weight.flatten().tolist(), bias.item(), free.flatten().tolist(),
-                       (4, 5), 2, 1.5) for P, a, free in zip(probs, A, unlabelled, strict=True)]
+    plain = lambda tensor: tensor.flatten().tolist()
+    images = [by_loops(P.flatten(1).tolist(), a.tolist(), plain(weight), bias.item(), plain(free), (4, 5), 2, 1.5)
+              for P, a, free in zip(probs, A, unlabelled, strict=True)]
     assert found.item() == pytest.approx(sum(images) / 2)
 
 
@@ -192,7 +193,7 @@ def test_what_is_detached_gets_no_gradient():
 def test_notes_are_those_of_the_pairs_that_count():
     inputs, unlabelled = scene(grid=(4, 5), size=(4, 5))
     options = {"radius": 2, "unlabelled": unlabelled, "keep": torch.tensor([True, False])}
-    probs, query, key, weight, bias = inputs
+    _, query, key, weight, bias = inputs
     weight.requires_grad_()
     loss, notes = attentive_similarity_loss(*inputs, return_stats=True, **options)
     assert_close(loss, attentive_similarity_loss(*inputs, **options))

@@ -66,6 +66,8 @@ class Config(MethodSwitches):
     validation: float = Field(0.1, gt=0, lt=1, description="share of training patients that best_val holds out")
     eval_every: int = Field(200, ge=1, description="iterations between checkpoints and validations")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the network's forward pass")
+    eval_resize: Literal["nearest-exact", "nearest"] = Field(
+        "nearest-exact", description="masks back to the scan's grid; nearest (released) shifts them by half a pixel")
     hd95: bool = Field(True, description="score HD95 in mm; false where the voxel spacing is unknown")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
 

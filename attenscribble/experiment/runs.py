@@ -128,7 +128,7 @@ def segment_fold(
     masks, rows = {}, []
     for case in tqdm(dataset.cases(dataset.split(config.fold)[1]), desc="test volumes"):
         mask = predict_volume(model, case.image, size=config.size, device=device,
-                              autocast=choose_precision(config.precision, device))
+                              autocast=choose_precision(config.precision, device), back=config.eval_resize)
         if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
             save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz")
         masks[case.name] = mask

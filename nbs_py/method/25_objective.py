@@ -158,6 +158,7 @@ RELEASED = {
     "asl_exclude_single_class": True,
     "start_atn": 1,
     "lr_off_by_one": True,
+    "eval_resize": "nearest",
 }
 
 # %%
