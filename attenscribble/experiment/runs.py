@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Outcome', 'headline', 'machine_kind', 'software', 'run_folder', 'write_json', 'check_scorable', 'segment_fold',
-           'score', 'run_experiment', 'locked_run', 'median_case', 'plot_predictions', 'plot_attention_rows']
+           'score', 'run_experiment', 'locked_run', 'median_case', 'plot_predictions', 'plot_attention_rows',
+           'results_table']
 
 # %% ../../nbs/experiment/44_runs.ipynb #cc453454
 import json
@@ -35,7 +36,7 @@ from .config import Config
 from .inference import predict_volume, save_mask
 from .metrics import POLICIES, format_table, score_case, summarise
 from .training import Training, choose_device, choose_precision, train
-from ..method.objective import attention_of, method_named
+from ..method.objective import METHODS, attention_of, method_named
 from ..method.ssa import attention_maps, plot_attention
 
 # %% ../../nbs/experiment/44_runs.ipynb #aa6c6f87
@@ -246,3 +247,24 @@ def plot_attention_rows(outcome: Outcome) -> Figure | None:
                                      title=f"attention × hw from {outcome.dataset.class_names[class_id]}")
     figure.colorbar(picture, ax=axes[-1], shrink=0.8)
     return figure
+
+# %% ../../nbs/experiment/44_runs.ipynb #f0ba2d74
+def results_table(
+    folder: Path | str,  # with result files, such as results/ of the clone
+    policy: str = POLICIES[0],  # how empty masks count
+) -> str:  # markdown, one row a run, in the order of the registered methods
+    "DSC per class, mean HD95 and time of every run in a folder. Raises DataError where there is none."
+    results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    if not results:
+        raise DataError(folder, "no result file", "at least one *.json")
+    results.sort(key=lambda r: (r["dataset"], r["profile"], r["preset"], list(METHODS).index(r["method"]), r["seed"]))
+    names = list(dict.fromkeys(row["class"] for result in results for row in result["cases"]))
+    lines = [["method", "preset", *(f"DSC {name}" for name in names), "DSC mean", "HD95 mean (mm)", "minutes"]]
+    lines.append(["---"] * len(lines[0]))
+    for result in results:
+        rows = pd.DataFrame(result["cases"])
+        summary = summarise(rows[rows.policy == policy])
+        means = [f"{summary.dsc_mean[name]:.3f}" for name in (*names, "Avg")]
+        lines.append([result["title"], result["preset"], *means, f"{summary.hd95_mm_mean['Avg']:.1f}",
+                      f"{result['train_seconds'] / 60:.1f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

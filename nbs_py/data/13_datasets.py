@@ -22,11 +22,11 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from platformdirs import user_data_dir
 
+from attenscribble.book import one_of
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import DataError, Dataset, acdc, wsl4mis
 
@@ -171,11 +171,7 @@ def find_dataset(
 
     Raises DataError naming all folders looked in and how to get the data; ValueError for an unknown name.
     """
-    if name not in SOURCES:
-        near = get_close_matches(str(name).lower(), SOURCES, n=1)
-        raise ValueError(f"dataset: found {name!r}, expected one of {', '.join(SOURCES)}"
-                         + (f"; did you mean {near[0]!r}?" if near else ""))
-    source = SOURCES[name]
+    source = SOURCES[one_of("dataset", name, SOURCES)]
     if not source.folders:
         return None
     user = [os.environ.get("ATTENSCRIBBLE_DATA"), user_data_dir("attenscribble")]

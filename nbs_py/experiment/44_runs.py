@@ -46,7 +46,7 @@ from attenscribble.experiment.config import Config
 from attenscribble.experiment.inference import predict_volume, save_mask
 from attenscribble.experiment.metrics import POLICIES, format_table, score_case, summarise
 from attenscribble.experiment.training import Training, choose_device, choose_precision, train
-from attenscribble.method.objective import attention_of, method_named
+from attenscribble.method.objective import METHODS, attention_of, method_named
 from attenscribble.method.ssa import attention_maps, plot_attention
 
 # %%
@@ -299,6 +299,34 @@ def plot_attention_rows(outcome: Outcome) -> Figure | None:
     return figure
 
 # %% [markdown]
+# ## From result files to a table
+#
+# Nothing in a table is typed by hand: it is read from the result files, and the README's table is checked against
+# them by a test.
+
+# %%
+#| export
+def results_table(
+    folder: Path | str,  # with result files, such as results/ of the clone
+    policy: str = POLICIES[0],  # how empty masks count
+) -> str:  # markdown, one row a run, in the order of the registered methods
+    "DSC per class, mean HD95 and time of every run in a folder. Raises DataError where there is none."
+    results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    if not results:
+        raise DataError(folder, "no result file", "at least one *.json")
+    results.sort(key=lambda r: (r["dataset"], r["profile"], r["preset"], list(METHODS).index(r["method"]), r["seed"]))
+    names = list(dict.fromkeys(row["class"] for result in results for row in result["cases"]))
+    lines = [["method", "preset", *(f"DSC {name}" for name in names), "DSC mean", "HD95 mean (mm)", "minutes"]]
+    lines.append(["---"] * len(lines[0]))
+    for result in results:
+        rows = pd.DataFrame(result["cases"])
+        summary = summarise(rows[rows.policy == policy])
+        means = [f"{summary.dsc_mean[name]:.3f}" for name in (*names, "Avg")]
+        lines.append([result["title"], result["preset"], *means, f"{summary.hd95_mm_mean['Avg']:.1f}",
+                      f"{result['train_seconds'] / 60:.1f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+# %% [markdown]
 # ## One small run, whole
 #
 # Thirty iterations on phantom patients: far too few to be good, enough to write every file.
@@ -309,9 +337,10 @@ with tempfile.TemporaryDirectory() as folder:
                              asl_radius=1, asl_sigma=1.5, output=folder, archive=f"{folder}/results")
     outcome = run_experiment(small)
     written = {path.name for path in outcome.folder.iterdir()} | {p.name for p in Path(folder, "results").iterdir()}
-    kept = json.loads((outcome.folder / "result.json").read_text())
+    kept, table = json.loads((outcome.folder / "result.json").read_text()), results_table(f"{folder}/results")
 assert {"result.json", "log.csv", "checkpoint.pt", "masks", "prediction.png", "report.md"} <= written
 assert f"{small.run_id}.json" in written and kept["settings"]["iterations"] == 30
+assert table.splitlines()[-1].startswith("| Ours | paper |")
 print(outcome.report())
 
 # %%
