@@ -22,6 +22,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from scipy.ndimage import binary_dilation
 
 # %% ../nbs/00_book.ipynb #ce5f11a3
 BACKGROUND = "#FFFFFF"
@@ -88,8 +89,9 @@ def draw(
                              linewidths=1.2)
     if scribble is not None:
         drawn = np.asarray(scribble)
-        axis.contour(drawn != ignore, [0.5], colors="black", linewidths=0.8)
-        axis.imshow(class_rgba(drawn, ignore, background=True), interpolation="nearest")
+        rim = binary_dilation(drawn != ignore) & (drawn == ignore)
+        axis.imshow(np.dstack([np.zeros((*rim.shape, 3)), 0.6 * rim]), interpolation="nearest", zorder=2)
+        axis.imshow(class_rgba(drawn, ignore, background=True), interpolation="nearest", zorder=3)
     if spacing_mm is not None:
         scale_bar(axis, spacing_mm[1])
     axis.set_title(title, fontsize=9)

@@ -34,6 +34,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from scipy.ndimage import binary_dilation
 
 # %% [markdown]
 # ## One colour for one class
@@ -78,7 +79,8 @@ assert two_by_two[1, 0, 3] == 0 and two_by_two[0, 0, 3] == 0 and two_by_two[0, 1
 # ## One way to draw a slice
 #
 # `draw` puts an image in gray, fixed to [0, 1], and over it any of: a scribble, a filled label map, the outline of a
-# label map. A white scribble on a bright image would vanish, so scribbles get a dark rim.
+# label map. A white scribble on a bright image would vanish, so scribbles get a dark rim of
+# one pixel.
 
 # %%
 #| export
@@ -121,8 +123,9 @@ def draw(
                              linewidths=1.2)
     if scribble is not None:
         drawn = np.asarray(scribble)
-        axis.contour(drawn != ignore, [0.5], colors="black", linewidths=0.8)
-        axis.imshow(class_rgba(drawn, ignore, background=True), interpolation="nearest")
+        rim = binary_dilation(drawn != ignore) & (drawn == ignore)
+        axis.imshow(np.dstack([np.zeros((*rim.shape, 3)), 0.6 * rim]), interpolation="nearest", zorder=2)
+        axis.imshow(class_rgba(drawn, ignore, background=True), interpolation="nearest", zorder=3)
     if spacing_mm is not None:
         scale_bar(axis, spacing_mm[1])
     axis.set_title(title, fontsize=9)
