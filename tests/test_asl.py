@@ -240,12 +240,13 @@ def test_types_and_strides():
 
 def test_autocast_does_not_lower_the_precision():
     inputs = [x.float().requires_grad_() for x in scene()[0]]
-    exact = attentive_similarity_loss(*inputs)
+    loss = lambda: 1e4 * attentive_similarity_loss(*inputs)  # far above the absolute tolerance
+    exact = loss()
     slopes = torch.autograd.grad(exact, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = attentive_similarity_loss(*inputs)
-        assert_close(loss, exact)
-        assert_close(torch.autograd.grad(loss, inputs), slopes)
+        lower = loss()
+        assert_close(lower, exact)
+        assert_close(torch.autograd.grad(lower, inputs), slopes, rtol=1e-4, atol=1e-2)
 
 
 def test_memory_is_not_that_of_the_matrix():

@@ -203,6 +203,20 @@ def test_attention_takes_dtype_and_mode_of_the_layer(image):
     assert model(image.double()).dtype == torch.float64
 
 
+def test_frozen_parts_of_a_layer_stay_frozen():
+    model = Tiny()
+    model.first[1].eval()
+    attention = attach(model, "first").attention
+    assert model.first.training and attention.training and not model.first.layer[1].training
+
+
+def test_width_is_read_at_the_attended_side():
+    network = lambda: nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU()))
+    assert attach(network(), "0").attention.channels == 6
+    assert attach(network(), "0", where="input").attention.channels == 1
+    assert attach(network(), "0.3", channels=6).attention.channels == 6
+
+
 @pytest.mark.parametrize("name,near", [("encoder2", "'encoder.2'"), ("", "no layer ''"), ("encoder.9", "'encoder.")])
 def test_unknown_layer_is_answered_with_the_nearest(name, near):
     with pytest.raises(ValueError, match="layer_name: UNet2d has no layer") as caught:

@@ -275,6 +275,7 @@ def attach(
     weights = next(layer.parameters(), next(model.parameters(), None))
     if weights is not None:
         attention.to(weights.device, weights.dtype)
-    holder = AttendedLayer(layer, attention, name=layer_name, where=where, separate=separate).train(layer.training)
+    holder = AttendedLayer(layer, attention, name=layer_name, where=where, separate=separate)
+    holder.training = layer.training  # not train(): it would wake up what is frozen inside the layer
     model.set_submodule(layer_name, holder)
     return Attachment(model, layer_name, attention)

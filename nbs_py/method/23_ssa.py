@@ -478,7 +478,8 @@ def attach(
     weights = next(layer.parameters(), next(model.parameters(), None))
     if weights is not None:
         attention.to(weights.device, weights.dtype)
-    holder = AttendedLayer(layer, attention, name=layer_name, where=where, separate=separate).train(layer.training)
+    holder = AttendedLayer(layer, attention, name=layer_name, where=where, separate=separate)
+    holder.training = layer.training  # not train(): it would wake up what is frozen inside the layer
     model.set_submodule(layer_name, holder)
     return Attachment(model, layer_name, attention)
 
@@ -549,14 +550,14 @@ figure.colorbar(shown, ax=axes, shrink=0.8, label="one feature of the third stag
 # %% [markdown]
 # The paper's layer, read as written, wipes the map: its spread is four orders of magnitude below that of the features it
 # replaces. The next stage begins with a convolution and batch norm; the variance that arrives there is smaller than the $10^{-5}$ batch norm adds under
-# its root, and most of that comes from the border. The two forms with a residual leave the map alive.
+# its root, and nearly all of that comes from the zeros around the border. The two forms with a residual leave the map alive.
 
 # %%
 map_spread = {block: at_start(block)[0].std((2, 3)).mean() for block in ("paper", "residual", "prenorm_mixffn")}
 plain, wiped = at_start(None)[0].std((2, 3)).mean(), at_start("paper")
 assert map_spread["paper"] < 1e-3 * plain and map_spread["residual"] > 0.9 * plain
-variance = lambda x: x.var((0, 2, 3)).mean()
-assert variance(wiped[1]) < 1e-5  # eps of batch norm
+variance = lambda x: x.var((2, 3)).mean()
+assert wiped[1].var((0, 2, 3)).mean() < 1e-5  # eps of batch norm
 assert variance(wiped[1][..., 1:-1, 1:-1]) < 1e-3 * variance(wiped[1])  # without the border
 shares = attention_maps(wiped[2].attention.query, wiped[2].attention.key, 64**-0.5) * 24 * 24
 print(f"share of a place, times hw: {shares.min():.2f} to {shares.max():.2f}")
@@ -590,7 +591,8 @@ else:
 # %% [markdown]
 # The number is the exponential of a row's mean entropy: how many places share the vote. Practically all of them do. One
 # slice, one seed, no training: it says where learning starts, not where it ends.
-#
+
+# %% [markdown]
 # ## Slide the sharpness
 #
 # What could attention become? As a stand-in for learned queries and keys, take the features of the third stage

@@ -18,7 +18,6 @@
 # %%
 #| default_exp method.asl
 
-
 # %%
 #| export
 import itertools
@@ -31,7 +30,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attenscribble.book import one_of
-
 
 # %%
 import math
@@ -50,12 +48,11 @@ from attenscribble.data.scans import acdc
 from attenscribble.method.network import UNet2d
 from attenscribble.method.ssa import attach, attention_maps, plot_attention
 
-
 # %% [markdown]
 # ## The picture: from attention to similarity
 #
-# A heart from the phantom on a grid of 24 × 24 cells. Queries and keys are two fixed random maps of each cell's mean
-# and spread of brightness: a stand-in for what a network may learn. The cross is the cell p.
+# A heart from the phantom on a grid of 24 × 24 cells. Two noisy readings of each cell's brightness, its mean and spread, stand in
+# for learned queries and keys: readings that lie close match. The cross is the cell p.
 
 # %%
 data = phantom(patients=5)
@@ -88,7 +85,8 @@ figure, axes = panels(6, 3, size=2.5)
 draw(axes[0], slices[1, 0].numpy(), title="image")
 for axis, (title, (row, top)) in zip(axes[1:], rows.items(), strict=True):
     shown = plot_attention(axis, row, grid, cell, limits=(0, top), title=title)
-    figure.colorbar(shown, ax=axis, shrink=0.8, ticks=(0, top), label="share × hw" if top == 8 else "")
+    label, extend = ("share × hw", "max") if top == 8 else ("", "neither")
+    figure.colorbar(shown, ax=axis, shrink=0.8, ticks=(0, top), label=label, extend=extend)
 
 
 # %% [markdown]
@@ -471,7 +469,6 @@ zero = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
 torch.testing.assert_close(by_hand, attentive_similarity_loss(apart.view(1, 2, 1, 2), zero, zero, torch.ones(1),
                                                               -torch.ones(1), radius=1, sigma=1.0))
 
-
 # %%
 probs, weight, bias = torch.randn(2, 4, 48, 48).softmax(1), torch.ones(1), torch.zeros(1)
 query, key = torch.randn(2, 1, 48**2, 64, requires_grad=True), torch.randn(2, 1, 48**2, 64)
@@ -489,6 +486,7 @@ torch.testing.assert_close(attentive_similarity_loss(probs, query, key, weight, 
 
 # %%
 def start(image, similarity_scale):
+    "The loss, its notes and the largest slopes at the start of training."
     torch.manual_seed(0)
     model = UNet2d(1, 4)
     attention = attach(model, "encoder.2", block="prenorm_mixffn").attention
@@ -509,7 +507,6 @@ for scale, found in starts.items():
     print(f"Ā × {scale:<3} " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()))
 flat = starts[1.0]
 
-
 # %% [markdown]
 # Every entry of A is about $1/4096$, so $w\bar A$ is nothing beside b and $S \approx \sigma(b)$ for all pairs: the loss starts as a plain blur
 # with a Gaussian kernel. Its bias feels a slope thousands of times that of w, and that of Q is smaller still. The cheapest
@@ -521,12 +518,12 @@ assert flat["similarity_std"] < 1e-4 and flat["slope of b"] > 1e3 * flat["slope 
 assert math.isclose(flat["slope of b"], flat["loss"] * (1 - flat["similarity_mean"]), rel_tol=1e-3)
 assert starts["hw"]["slope of Q"] > 500 * flat["slope of Q"]
 
-
 # %% [markdown]
 # The paper expects the softmax to hold S up: pushing one entry of a row down lifts the others. But b stands *behind* the softmax, and
 # nothing holds b. `similarity_scale="hw"` multiplies $\bar A$ by the number of cells, so that an even share counts 1: w and Q get slopes some
 # thousand times larger. The bias is as free as before.
-#
+
+# %% [markdown]
 # ## What it learns: a small experiment
 #
 # Three convolutions with attention, eight slices of the phantom, dense labels and $0.1\, l_{atn}$. The loss with $\bar A$ as in the
@@ -594,7 +591,6 @@ for axis, (title, row) in zip(axes[1:], turns, strict=True):
     shown = plot_attention(axis, row, (16, 16), heart_cell, limits=(0, 1), title=title)
 figure.colorbar(shown, ax=axes, shrink=0.8, label="similarity S");
 
-
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.4), layout="constrained")
 for (scale, (_, _, history)), colour in zip(learned.items(), ("#0072B2", "#D55E00"), strict=True):
@@ -611,14 +607,14 @@ assert all(history[-1, 0] < history[0, 0] and history[-1, 2] < -0.1 for _, _, hi
 assert learned["hw"][2][-1, 1] > learned[1.0][2][-1, 1]
 assert learned["hw"][1][1] < 0.5 * learned["hw"][0][1];
 
-
 # %% [markdown]
 # Two ways out, and neither is a better similarity. In both runs the bias falls and takes S with it. Times hw, attention moves too: out of the
 # window, to a few far cells where eq. 6 does not read. A row must sum to 1, but not *inside* the window, so pushing one entry down need not lift its
 # neighbours.
 #
 # Eight slices and 60 steps say where the slopes point, not how a real training ends: log the four notes, and compare with S replaced by its mean.
-#
+
+# %% [markdown]
 # ## Real data
 #
 # One slice of an ACDC patient: how much of the grid is unlabelled, and how far does S move from pair to pair before training?
@@ -661,7 +657,6 @@ def slide(radius=5, sigma=6.0):
     plt.show()
 
 interact(slide, radius=(1, 12), sigma=(0.5, 12.0, 0.5));
-
 
 # %%
 figure, axes = panels(5, size=2.1)
@@ -744,7 +739,6 @@ def silent():
     return 1.0, 0.0  # your numbers here
 
 exercise(check_silent, silent, solution=lambda: (0.0, -20.0))
-
 
 # %% [markdown]
 # ## Recap
