@@ -314,6 +314,7 @@ def attempt_double(x):
 
 exercise(check_double, attempt_double, solution=lambda x: 2 * x)
 
+
 # %% [markdown]
 # ## A wrong name gets a right one
 #
@@ -333,6 +334,7 @@ def one_of(
         raise ValueError(f"{field}: found {value!r}, expected one of {', '.join(choices)}"
                          + (f"; did you mean {near[0]!r}?" if near else ""))
     return value
+
 
 # %%
 assert one_of("fruit", "pear", ("apple", "pear")) == "pear"

@@ -63,6 +63,7 @@ def toy_label(slices=8, side=96):
     left, right = np.hypot(y - 48, x - 54) / taper, np.hypot(y - 46, x - 34) / taper
     return np.select([left < 12, left < 17, right < 14], [3, 2, 1]).astype(np.uint8)
 
+
 # %%
 def toy_scribble(label):
     "A few strokes per slice; 4 is 'nobody looked here'."
@@ -80,6 +81,7 @@ def toy_raw(label, seed=0):
         raw[:, y:y + 3, x:x + 4] = random.normal(1500, 100, (len(label), 3, 4))
     return raw.clip(0).astype(np.int16)
 
+
 # %%
 label, raw = toy_label(), toy_raw(toy_label())
 scribble = toy_scribble(label)
@@ -91,6 +93,7 @@ draw(axes[2], gray[1], outline=label[1], title="label: every pixel")
 draw(axes[3], gray[:, 48], outline=label[:, 48], spacing_mm=SPACING_MM[1:], title="row 48, along the heart")
 axes[3].set_aspect(SPACING_MM[0] / SPACING_MM[2])
 class_legend(figure, ["background", "RV", "Myo", "LV"], background=True)
+
 
 # %% [markdown]
 # The last panel is the reason for two decisions. A voxel is a matchstick, 10 mm long and 1.5 mm wide, so
@@ -385,6 +388,7 @@ scan_sized = np.tile(raw, (1, 3, 3))  # 663,552 voxels
 print("ours    ", cost(lambda: scale_intensities(scan_sized)))
 print("released", cost(lambda: scale_released(scan_sized)))
 
+
 # %% [markdown]
 # ## Has somebody done it already?
 #
@@ -632,6 +636,7 @@ np.testing.assert_array_equal(case.image, scale_intensities(raw))
 np.testing.assert_array_equal(case.scribble, scribble)
 assert case.name == "patient007_frame01" and case.spacing_mm == SPACING_MM
 
+
 # %%
 def read_toy():
     return list(acdc(folder.parent).cases())
@@ -644,7 +649,6 @@ save("frame01_gt", label)
 image = folder / "patient007_frame01.nii.gz"
 image.write_bytes(image.read_bytes()[:20_000])
 print(refused(read_toy, "patient007_frame01.nii.gz", "EOFError"))
-
 
 # %% [markdown]
 # ## The HDF5 form

@@ -64,6 +64,7 @@ def plot_hands(seeds, label=toy_label(), **options):
 
 plot_hands([0, 1, 2])
 
+
 # %% [markdown]
 # ## What is a good stroke?
 #
@@ -98,6 +99,7 @@ def depth_naive(region):
     for p in np.argwhere(padded):
         depth[tuple(p)] = min(np.hypot(*(p - q)) for q in outside)
     return depth[1:-1, 1:-1]
+
 
 # %% [markdown]
 # By hand: in a 2×2 region each pixel has a neighbour outside, so all depths are 1. In a 3×3 region the middle pixel has
@@ -158,6 +160,7 @@ def centre_line(
     line = skeletonize(region & ~core(region))
     return line if line.any() else region
 
+
 # %%
 random = np.random.default_rng(0)
 blotch = random.random((8, 8)) < 0.7
@@ -211,6 +214,7 @@ def _walk_from(start: tuple[int, int], line: frozenset) -> list[tuple[int, int]]
             free.discard(path[-1])
     return path
 
+
 # %%
 cross = np.zeros((9, 9), bool)
 cross[4, :], cross[:, 4] = True, True
@@ -219,6 +223,7 @@ assert len(path) == 9 and sorted(np.ptp(path, axis=0)) == [0, 8]  # straight acr
 ring = centre_line(disc)
 around = walk(ring, random)
 assert np.abs(np.diff(around, axis=0)).max() == 1 and len(around) > 0.8 * ring.sum()
+
 
 # %% [markdown]
 # ## The pen
@@ -240,12 +245,14 @@ def draw_naive(path, shape):
             last = here
     return drawn
 
+
 # %% [markdown]
 # By hand: from (0, 0) to (1, 1) in a 2×2 image the step moves both ways, so the corner (1, 0) is filled: three pixels.
 
 # %%
 diagonal = np.array([[0.0, 0.0], [1.0, 1.0]])
 assert draw_naive(diagonal, (2, 2)).tolist() == [[True, False], [True, True]]
+
 
 # %%
 #| export
@@ -267,6 +274,7 @@ def draw_path(
     drawn[y[inside], x[inside]] = True
     return drawn
 
+
 # %%
 curve = random.uniform(0.0, 63.0, (40, 2))
 np.testing.assert_array_equal(draw_path(curve, (64, 64)), draw_naive(curve, (64, 64)))
@@ -275,6 +283,7 @@ print("fast ", cost(lambda: draw_path(curve, (64, 64))))
 turn = np.linspace(0, 2 * np.pi, 400)
 circle = draw_path(30 + 25 * np.stack([np.sin(turn), np.cos(turn)], 1), (61, 61))
 print(f"a circle: {circle.sum() / skeletonize(circle).sum():.2f} pixels for each pixel of its skeleton")
+
 
 # %% [markdown]
 # ## The hand
@@ -298,6 +307,7 @@ def course(
         path = np.concatenate([path, turn[near:], turn[:near]])
         inner = core(inner)
     return path
+
 
 # %%
 #| export
@@ -337,6 +347,7 @@ def _tremble(count: int, rng: np.random.Generator) -> np.ndarray:
     noise = gaussian_filter1d(rng.normal(size=(count, 2)), sigma, axis=0)
     return noise * np.sqrt(2 * np.sqrt(np.pi) * sigma)
 
+
 # %%
 def plot_wobble(wobbles):
     "The same course, drawn by steadier and shakier hands."
@@ -351,6 +362,7 @@ def plot_wobble(wobbles):
         axis.set(xlim=(30, 78), ylim=(74, 22))
 
 plot_wobble([0.0, 0.2, 0.5])
+
 
 # %% [markdown]
 # ## The background
@@ -372,6 +384,7 @@ def largest_parts(
         if part == sizes.argmax() or sizes[part] > above_px:
             yield numbers == part + 1
 
+
 # %%
 #| export
 MARGIN = (0.035, 0.1)  # distance of the background stroke from the organs' hull, share of the image's longer side
@@ -387,6 +400,7 @@ def around_organs(
     distance = distance_transform_edt(~convex_hull_image(organs))
     belt = background & (distance > 0) & (distance < 2 * margin)
     return next(largest_parts(belt), background)
+
 
 # %% [markdown]
 # On a slice without an organ there is nothing to go around. 61 of ACDC's 1,902 slices are like that, and the
@@ -405,6 +419,7 @@ def zigzag(
     y = 0.5 + rng.uniform(-0.1, 0.1) + np.linspace(-0.2, 0.2, turns.size) + rng.uniform(-0.04, 0.04, turns.size)
     curve = make_interp_spline(turns, np.stack([y, x], 1), k=2)(np.linspace(0, turns[-1], 60))
     return draw_path(curve * (np.array(shape) - 1), shape)
+
 
 # %% [markdown]
 # ## All together
@@ -466,6 +481,7 @@ def _check_values(name: str, ids: np.ndarray, classes: int, ignore: int) -> None
     if wrong.size:
         raise ValueError(f"{name}: found the values {wrong[:5].tolist()}, expected 0 to {classes - 1}, or {ignore}")
 
+
 # %%
 label = toy_label()
 scribble = simulate_scribble(label, np.random.default_rng(0), classes=4, ignore=IGNORE)
@@ -476,6 +492,7 @@ lone[0, 23], lone[12, 12] = 1, 2
 few = simulate_scribble(lone, random, classes=3, ignore=255)
 assert few[0, 23] == 1 and few[12, 12] == 2
 print("one slice of 256²:", cost(lambda: simulate_scribble(toy_label(256), random, classes=4, ignore=IGNORE)))
+
 
 # %% [markdown]
 # ## How much is annotated?
@@ -496,8 +513,10 @@ def annotated_share(
     _check_values("scribble", scribble, classes, ignore)
     return np.array([(scribble == class_id).mean() for class_id in range(classes)])
 
+
 # %%
 assert annotated_share(np.array([[0, 1], [4, 1]]), classes=2, ignore=4).tolist() == [0.25, 0.5]
+
 
 # %% [markdown]
 # ## Against real experts
@@ -526,6 +545,7 @@ if root.is_dir():
 else:
     print("skipped: needs ACDC; set ATTENSCRIBBLE_DATA to the folder that holds acdc/")
 
+
 # %% [markdown]
 # Over all of ACDC the experts' means are 0.655 % background, 0.131 % right ventricle, 0.186 % muscle and 0.127 % left
 # ventricle: 1.10 % in all. Equal shares do not make equal scribbles. People differ from each other, draw the same shape
@@ -552,6 +572,7 @@ plot_reach([0.1, 0.4, 0.7, 1.0])
 # %%
 interact(lambda reach=0.5: plot_reach([reach]), reach=(0.05, 1.0, 0.05));
 
+
 # %% [markdown]
 # ## Exercises
 #
@@ -566,6 +587,7 @@ def my_threshold(radius):
     ...  # a depth in pixels
 
 exercise(check_threshold, my_threshold, solution=lambda radius: CORE * radius)
+
 
 # %% [markdown]
 # **2. Implement** a cruder annotator: label every pixel of the dense label with a probability of 1 %, nothing else. Why
@@ -583,6 +605,7 @@ def my_sprinkle(label, rng, ignore):
 exercise(check_sprinkle, my_sprinkle,
          solution=lambda label, rng, ignore: np.where(rng.random(label.shape) < 0.01, label, ignore))
 
+
 # %% [markdown]
 # Each dot is a witness of its own, some of them at a border; the pixels of a stroke are neighbours and say nearly the same.
 #
@@ -599,6 +622,7 @@ def my_leak():
     return np.ones((2, 2), bool)  # your region here
 
 exercise(check_leak, my_leak, solution=lambda: np.eye(2, dtype=bool))
+
 
 # %% [markdown]
 # **4. Implement** how many strokes a scribble has: connected parts per class, pixels that share a corner belong together.

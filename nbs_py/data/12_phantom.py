@@ -59,6 +59,7 @@ def plot_frames(frames):
 frames = phantom().read("patient001")
 plot_frames(frames)
 
+
 # %% [markdown]
 # ## Shapes, pixels, scanner
 #
@@ -93,6 +94,7 @@ def cover_naive(centre, radius, shape, parts=16):
                 cover[i, j] += np.hypot(i + dy - centre[0], j + dx - centre[1]) < radius
     return cover / parts**2
 
+
 # %% [markdown]
 # By hand, 2×2: a huge disc whose rim runs along $x=1$, through the middle of the second column. The first column is
 # covered, the second one half: rows (1, ½). With the rim at $x=1.25$ it is ¾.
@@ -100,6 +102,7 @@ def cover_naive(centre, radius, shape, parts=16):
 # %%
 for rim, half in ((1.0, 0.5), (1.25, 0.75)):
     assert np.abs(cover_naive((0, rim - 1e5), 1e5, (2, 2)) - [[1, half], [1, half]]).max() < 1 / 16
+
 
 # %% [markdown]
 # The naive form looks at 256 points a pixel. A slice has about forty shapes, a patient 16 slices, and so a patient would
@@ -137,6 +140,7 @@ def paint(
     "Paint a shape; a pixel on its rim gets a share of the value, as large as the share of the pixel that is covered."
     cover = np.clip(0.5 - level_mm / edge_mm, 0, 1)
     image += cover * (value - image)
+
 
 # %%
 y, x = (axis.astype(float) for axis in np.mgrid[:8, :8])
@@ -207,6 +211,7 @@ def draw_heart(
         rv_depth=rng.uniform(0.75, 0.9) * full.rv_depth, rv_end=full.rv_end - 0.05,
         base_mm=full.base_mm + shorten, length_mm=full.length_mm - shorten)
 
+
 # %% [markdown]
 # The left ventricle is two nested ellipsoids, the right one an ellipse that the left one cuts to a crescent. It ends
 # before the left one does. Papillary muscles are dark in the image and cavity in the label, as in ACDC.
@@ -248,6 +253,7 @@ def heart_label(
     "Which pixel's centre lies in which part."
     inside, outside, right = heart_levels(heart, t, y, x)
     return np.select([inside < 0, outside < 0, right < 0], [LV, MYO, RV], 0).astype(np.uint8)
+
 
 # %%
 full, contracted = draw_heart("normal", np.random.default_rng(0))
@@ -312,6 +318,7 @@ def draw_body(
     coil = np.array([rng.normal(-20, 30), rng.normal(-85, 20), rng.uniform(0.2, 0.8)])
     return Body(tuple(organs), shades, coil, rng.uniform(-0.2, 0.2, 2))
 
+
 # %%
 #| export
 def paint_body(
@@ -375,6 +382,7 @@ def paint_atria(
         paint(image, level - 2.5, shades["muscle"], edge_mm)
         paint(image, level, shades["blood"], edge_mm)
 
+
 # %% [markdown]
 # ## The scanner
 #
@@ -400,6 +408,7 @@ def acquire(
     image = image * shading * np.exp((body.tilt[0] * grid[0] + body.tilt[1] * grid[1]) / 100)
     first, second = noise * rng.normal(size=(2, *image.shape))
     return np.hypot(image + first, second)
+
 
 # %%
 body = draw_body(np.random.default_rng(1))
@@ -463,6 +472,7 @@ def _draw_slice(
     label = heart_label(heart, (z * gap - heart.base_mm) / heart.length_mm, y, x)
     return acquire(sum(planes) / 2, patient.body, (y, x), rng, noise), label
 
+
 # %%
 #| export
 def phantom(
@@ -514,6 +524,7 @@ def _draw_case(name: str, frame: int, patient: _Patient, heart: Heart, noise: fl
     return Case(name, f"frame{frame:02d}", scale_intensities(image.astype(np.float32)), patient.spacing_mm, affine,
                 np.stack(scribble), label)
 
+
 # %% [markdown]
 # Order and company do not matter: a patient has random streams of its own.
 
@@ -524,6 +535,7 @@ for one, other in zip(alone.read("patient002"), among.read("patient002"), strict
     np.testing.assert_array_equal(one.image, other.image)
     np.testing.assert_array_equal(one.scribble, other.scribble)
 print("one patient:", cost(lambda: phantom().read("patient004")))
+
 
 # %%
 def plot_patients(dataset, patients):
@@ -538,6 +550,7 @@ def plot_patients(dataset, patients):
 
 dataset = phantom()
 plot_patients(dataset, dataset.patients[:10])
+
 
 # %% [markdown]
 # ## Against real scans
@@ -562,6 +575,7 @@ else:
 print(" " * 14 + "".join(f"{name:>8}" for name in ("RV", "Myo", "LV", "| bg", "RV", "Myo", "LV", "all")))
 for name, cases in sources.items():
     print(f"{name:<14}" + "".join(f"{share:8.2f}" for share in shares(cases)))
+
 
 # %% [markdown]
 # The hearts are smaller than ACDC's, so that a whole one fits into 96 pixels; in that close view everything takes a
@@ -596,6 +610,7 @@ plot_quality([(1.0, 0.0), (1.0, 0.04), (0.4, 0.04), (1.0, 0.15)])
 interact(lambda contrast=1.0, noise=0.04: plot_quality([(contrast, noise)]),
          contrast=(0.1, 1.5, 0.1), noise=(0.0, 0.3, 0.02));
 
+
 # %% [markdown]
 # ## Exercises
 #
@@ -614,6 +629,7 @@ def my_volume(label, spacing_mm):
 exercise(check_volume, my_volume,
          solution=lambda label, spacing_mm: (label == LV).sum() * np.prod(spacing_mm) / 1000)
 
+
 # %% [markdown]
 # **2. Predict.** By which factor does the mean of the air grow when the noise is doubled?
 
@@ -626,6 +642,7 @@ def my_factor():
     return 1  # your prediction
 
 exercise(check_factor, my_factor, solution=lambda: 2)
+
 
 # %% [markdown]
 # **3. Break** the idea that brightness is enough. Give a threshold for "blood" at which every pixel of the middle slice
@@ -642,6 +659,7 @@ def my_threshold():
     return 1.0  # your threshold
 
 exercise(check_threshold, my_threshold, solution=lambda: 0.4)
+
 
 # %% [markdown]
 # **4. Implement** the taper: the level below which the cavity's radius is less than half of `cavity`.

@@ -47,6 +47,7 @@ from ipywidgets import interact
 from attenscribble.book import exercise
 from attenscribble.data.phantom import phantom
 
+
 # %% [markdown]
 # ## Device and precision
 #
@@ -72,6 +73,7 @@ def choose_precision(
     else:
         native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and native) else None
+
 
 # %% [markdown]
 # ## The schedule
@@ -100,11 +102,13 @@ def make_optimiser(model: nn.Module, method: Method, config: Config) -> torch.op
         groups.append({"params": list(attention.parameters()), "initial_lr": config.attention_lr or lr})
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
+
 # %%
 example = Config.from_flat(iterations=100)
 assert poly_lr(0, example) == 1 and abs(poly_lr(50, example) - 0.5**0.9) < 1e-12
 late = Config.from_flat(iterations=100, lr_off_by_one=True)
 assert poly_lr(0, late) == poly_lr(1, late) == 1 and poly_lr(50, late) == poly_lr(49, example)
+
 
 # %%
 def plot_schedule(power=0.9):
@@ -122,6 +126,7 @@ plot_schedule()
 
 # %%
 interact(plot_schedule, power=(0.1, 3.0, 0.1));
+
 
 # %% [markdown]
 # ## A state that can be put down and picked up
@@ -191,6 +196,7 @@ def load_model(
     model.load_state_dict(state["best"]["model"] if state["best"] else state["model"])
     return model.to(target, memory_format=torch.channels_last).eval(), config
 
+
 # %% [markdown]
 # ## Slices for training, slices for choosing
 #
@@ -231,6 +237,7 @@ def validation_loss(state: Training, store: SliceStore, objective: Objective) ->
         total += float(terms[objective.terms[0].name]) * len(index)
     state.model.train()
     return total / len(store)
+
 
 # %% [markdown]
 # ## The loop
@@ -288,6 +295,7 @@ def numbered_batches(slices: int, config: Config, done: int) -> Iterator[tuple[i
     order = batches(slices, config.batch, torch.Generator().manual_seed(config.seed))
     return zip(range(done, config.iterations), islice(order, done, None), strict=False)
 
+
 # %%
 #| export
 class Validation:
@@ -339,6 +347,7 @@ def write_log(rows: list[dict[str, float]], path: Path) -> None:
     partial = path.with_suffix(".partial")
     pd.DataFrame(rows).to_csv(partial, index=False)
     os.replace(partial, path)
+
 
 # %% [markdown]
 # ## Watching it
@@ -392,6 +401,7 @@ class LiveCurves:
             plt.close(self.figure)  # the last drawing stays in the output
         self.drawn_at = time.monotonic()
 
+
 # %% [markdown]
 # ## Check: it learns, and it learns from scribbles
 #
@@ -405,6 +415,7 @@ state = train(tiny, dataset)
 seg = [row["seg"] for row in state.log]
 assert sum(seg[-4:]) < 0.8 * sum(seg[:4])
 plot_curves(state.log);
+
 
 # %% [markdown]
 # ## Check: cut in two is the same as whole
@@ -427,6 +438,7 @@ with tempfile.TemporaryDirectory() as folder:
 for name, value in state.model.state_dict().items():
     torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0)
 
+
 # %% [markdown]
 # ## How much is one step?
 #
@@ -443,6 +455,7 @@ def step_seconds(precision, count=8):
 
 {precision: round(step_seconds(precision), 3) for precision in ("float32", "bfloat16")}
 
+
 # %% [markdown]
 # ## Exercises
 #
@@ -456,6 +469,7 @@ def attempt_half():
     ...
 
 exercise(check_half, attempt_half, solution=lambda: 1 - 0.5 ** (1 / 0.9))
+
 
 # %% [markdown]
 # **2. Implement.** A watcher that stops a run when `seg` has fallen below a bound: raise `StopIteration`.
@@ -478,6 +492,7 @@ def solve_stopper(bound):
     return watch
 
 exercise(check_stopper, attempt_stopper, solve_stopper)
+
 
 # %% [markdown]
 # **3. Break.** Fill the labels of every case with rubbish and train `ours`. Which weights change?

@@ -573,6 +573,7 @@ else:
     rows = score_case(np.roll(scan.label, 1, axis=2), scan.label, scan.spacing_mm, NAMES, case=scan.name)
     print(scan.name, *(f"{row['class']}: DSC {row['dsc']:.3f}, HD95 {row['hd95_mm']:.2f} mm" for row in rows), sep="\n")
 
+
 # %% [markdown]
 # All are one pixel off, and HD95 says so. DSC does not: the thin myocardium loses four times as much as
 # the left ventricle. So never compare DSC across classes. What this does not show: a network's errors, which are not shifts.

@@ -54,6 +54,7 @@ import tempfile
 
 from attenscribble.book import exercise
 
+
 # %% [markdown]
 # ## The answer first
 #
@@ -105,6 +106,7 @@ def headline(result: dict[str, Any]) -> str:
             f"checkpoint {result['checkpoint']}, {result['test_volumes']} test volumes of fold {result['fold']}, "
             f"{result['machine']}")
 
+
 # %% [markdown]
 # ## What else belongs into the file
 
@@ -137,6 +139,7 @@ def write_json(content: Any, path: Path) -> Path:
     partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     os.replace(partial, path)
     return path
+
 
 # %% [markdown]
 # ## Segment and score a fold
@@ -181,6 +184,7 @@ def score(mask: np.ndarray, case: Case, dataset: Dataset, config: Config, policy
     rows = score_case(mask, case.label, case.spacing_mm, dataset.class_names, policy=policy, case=case.name,
                       with_hd95=config.hd95)
     return [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
+
 
 # %% [markdown]
 # ## The whole run
@@ -235,6 +239,7 @@ def locked_run(config: Config, dataset: Dataset, folder: Path, watch: Callable |
         Path(config.archive).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "result.json", Path(config.archive) / f"{config.run_id}.json")
     return outcome
+
 
 # %% [markdown]
 # ## The pictures at its end
@@ -298,6 +303,7 @@ def plot_attention_rows(outcome: Outcome) -> Figure | None:
     figure.colorbar(picture, ax=axes[-1], shrink=0.8)
     return figure
 
+
 # %% [markdown]
 # ## From result files to a table
 #
@@ -326,6 +332,7 @@ def results_table(
                       f"{result['train_seconds'] / 60:.1f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
+
 # %% [markdown]
 # ## One small run, whole
 #
@@ -349,6 +356,7 @@ plot_predictions(outcome);
 # %%
 plot_attention_rows(outcome);
 
+
 # %% [markdown]
 # With no training to speak of, the attention rows are flat: each entry is near $1/hw$, the value 1 in these panels.
 #
@@ -365,6 +373,7 @@ def attempt_rows():
 
 exercise(check_rows, attempt_rows, solution=lambda: 40 * 3 * 2)
 
+
 # %% [markdown]
 # **2. Implement.** From a result's rows, find the worst volume: the name with the lowest mean DSC.
 
@@ -378,6 +387,7 @@ def attempt_worst(rows):
     ...
 
 exercise(check_worst, attempt_worst, solution=lambda rows: pd.DataFrame(rows).groupby("case").dsc.mean().idxmin())
+
 
 # %% [markdown]
 # **3. Break.** Ask for a run whose settings cannot work on the phantom, and see that nothing is written.

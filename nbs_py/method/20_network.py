@@ -58,6 +58,7 @@ def settle(model, images):
         model.train()(images)
     return model.eval()
 
+
 # %%
 torch.manual_seed(0)
 images = torch.rand(4, 1, 256, 256)
@@ -79,6 +80,7 @@ figure.colorbar(mappable, ax=list(axes), label="|∂ feature / ∂ pixel|, relat
 # %%
 assert 85 < field_width(fields["head"]) < 115
 assert field_width(receptive_fields(fresh, images[:1], ["head"])["head"]) < 15
+
 
 # %% [markdown]
 # The second line is a warning. A fresh network, its batch norm not yet settled, seems to listen to 10 px only: in
@@ -115,6 +117,7 @@ def encoder_reach(stages):
         sides.append(reach)
     return sides
 
+
 # %%
 def measured_reach(field):
     "Rows of the image that have any influence."
@@ -123,6 +126,7 @@ def measured_reach(field):
 
 assert encoder_reach(5) == [5, 14, 32, 68, 140]
 assert [measured_reach(fields[f"encoder.{i}"]) for i in range(5)] == encoder_reach(5)
+
 
 # %% [markdown]
 # By hand: stage 0 has two convolutions, 1 + 2 + 2 = **5**. Stage 1 pools, 5 + 1 = 6, its neighbours are 2 px apart, two
@@ -148,6 +152,7 @@ def _convolutions(
         nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.LeakyReLU(), *noise,
         nn.Conv2d(out_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.LeakyReLU(),
     ]
+
 
 # %% [markdown]
 # On the way up a 1×1 convolution cuts the channels, bilinear interpolation doubles the side (corner on corner), and the
@@ -175,6 +180,7 @@ class UpStage(nn.Module):
     ) -> Tensor:  # [N,skip_channels,2h,2w]
         return self.convolutions(torch.cat([skip, self.grow(self.narrow(coarse))], 1))
 
+
 # %% [markdown]
 # By hand: doubling the row (0, 3) corner on corner leaves the corners and puts two values between them: (0, 1, 2, 3).
 # Doubling 2×2 does so in both directions.
@@ -183,6 +189,7 @@ class UpStage(nn.Module):
 two_by_two = torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]])
 by_hand = torch.tensor([[0.0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8, 9]])
 assert_close(UpStage(1, 1).grow(two_by_two)[0, 0], by_hand)
+
 
 # %%
 #| export
@@ -232,6 +239,7 @@ class UNet2d(nn.Module):
             features = stage(features, skips.pop())
         return self.head(features)
 
+
 # %%
 #| export
 def _check_options(in_channels: int, classes: int, channels: Sequence[int], dropout: Sequence[float]) -> None:
@@ -255,6 +263,7 @@ def _check_image(image: Tensor, in_channels: int, multiple: int) -> None:
         if side % multiple or not side:
             larger = (side // multiple + 1) * multiple
             raise ValueError(f"image: {name} {side} is not a multiple of {multiple}; the next one is {larger}")
+
 
 # %% [markdown]
 # The count is the fingerprint of the architecture. The released code says `bilinear=False`, which promises transposed
@@ -308,6 +317,7 @@ for axis in (left, right):
 deep = parameters(model.encoder[4]) + parameters(model.decoder[0])
 assert 0.74 < deep / parameters(model) < 0.76
 
+
 # %% [markdown]
 # ## The same network, written slowly
 #
@@ -329,6 +339,7 @@ def normalise(features, layer):
     scale = layer.weight / (variance + layer.eps).sqrt()
     return (features - mean[:, None, None]) * scale[:, None, None] + layer.bias[:, None, None]
 
+
 # %%
 def leak(features, layer):
     return torch.where(features > 0, features, 0.01 * features)
@@ -345,6 +356,7 @@ def grow(features):
 
 SLOW = {nn.Conv2d: convolve, nn.BatchNorm2d: normalise, nn.LeakyReLU: leak, nn.MaxPool2d: pool}
 
+
 # %%
 def naive_unet(image, model):  # [1,K,H,W] → [1,C,H,W]
     features, skips = image[0], []
@@ -358,6 +370,7 @@ def naive_unet(image, model):  # [1,K,H,W] → [1,C,H,W]
         for layer in stage.convolutions:
             features = SLOW[type(layer)](features, layer)
     return convolve(features, model.head)[None]
+
 
 # %%
 torch.manual_seed(1)
@@ -393,6 +406,7 @@ with torch.no_grad():
     last = UNet2d(1, 4).eval().to(memory_format=torch.channels_last)
     last.load_state_dict(model.state_dict())
     assert_close(last(batch), model(batch), rtol=1e-4, atol=1e-5)
+
 
 # %% [markdown]
 # ## Measuring what a feature sees
@@ -476,6 +490,7 @@ def plot_field(
     axis.set_title(title, fontsize=9)
     return picture
 
+
 # %% [markdown]
 # By hand: a field with ½ in its middle pixel and 1/16 in each of the eight around it. Half of it lies within 1 px, all
 # of it within 3 px.
@@ -504,6 +519,7 @@ if root.is_dir():
 else:
     print("skipped: set ATTENSCRIBBLE_DATA to the folder that holds acdc/")
 
+
 # %% [markdown]
 # What this number does not show: training moves the fields, and the deeper stages do see the whole heart; they see it on
 # a grid of 16², one feature for every 16 px.
@@ -528,6 +544,7 @@ window = fields["encoder.2"][100:156, 100:156]
 for axis, share in zip(axes, (0.25, 0.5, 0.9, 1.0), strict=True):
     plot_field(axis, window, share, title=f"{100 * share:.0f} % within {field_width(window, share):.0f} px")
 
+
 # %% [markdown]
 # ## Exercises
 #
@@ -541,6 +558,7 @@ def attempt_fifth_class():
     ...  # your code here
 
 exercise(check_fifth_class, attempt_fifth_class, solution=lambda: 9 * 16 + 1)
+
 
 # %% [markdown]
 # 2. *Implement.* To what side must an image be padded so that a network with this many stages takes it?
@@ -560,6 +578,7 @@ def solve_fitting_side(side, stages):
     return -(-side // multiple) * multiple
 
 exercise(check_fitting_side, attempt_fitting_side, solve_fitting_side)
+
 
 # %% [markdown]
 # 3. *Implement.* A module that is to sit on `encoder.2` needs a hook: make the stage return zeros, by name, and return
@@ -585,6 +604,7 @@ def solve_silence(model, layer_name):
     return model.get_submodule(layer_name).register_forward_hook(lambda m, x, output: torch.zeros_like(output))
 
 exercise(check_silence, attempt_silence, solve_silence)
+
 
 # %% [markdown]
 # 4. *Break.* Find a mode of the network in which a change of one corner pixel moves the feature in the opposite corner of

@@ -63,6 +63,7 @@ def train(image, scribble, steps=60):
         optimiser.step()
     return model(image).detach()
 
+
 # %%
 NAMES, IGNORE = phantom(patients=1).class_names, phantom(patients=1).ignore
 
@@ -73,6 +74,7 @@ def dsc(prediction, label, class_id):
 
 def mean_dsc(prediction, label):
     return np.mean([dsc(prediction, label, class_id) for class_id in range(1, len(NAMES))])
+
 
 # %%
 image, scribble, label = phantom_slice(field=224, side=96, index=3)
@@ -105,6 +107,7 @@ assert (prediction == scribble)[drawn].float().mean() > 0.99 and loss < 0.01  # 
 assert mean_dsc(prediction, label) < 0.7  # the organs: not
 assert pull[drawn[0]].gt(0).all() and pull[~drawn[0]].eq(0).all()
 
+
 # %% [markdown]
 # ## Equation 1
 #
@@ -133,6 +136,7 @@ def naive_pce(probs, scribble, ignore):
             count = count + 1
     return total / count
 
+
 # %% [markdown]
 # By hand, on 2×2 pixels of which three are annotated. The network gives the drawn classes ½, ¼ and ⅛. Their surprises
 # are ln 2, 2 ln 2 and 3 ln 2, and the mean is **2 ln 2 ≈ 1.386**. The fourth pixel, 9 to 1 in favour of class 0, counts for
@@ -160,6 +164,7 @@ try:
 except ZeroDivisionError:
     pass
 assert F.cross_entropy(by_hand_probs, unannotated, ignore_index=2).isnan()  # PyTorch's own form
+
 
 # %% [markdown]
 # ## The code
@@ -218,6 +223,7 @@ def _check(logits: Tensor, scribble: Tensor, ignore: int, reduction: str) -> Non
             found = scribble[wrong].unique().tolist()
             raise ValueError(f"scribble: got class ids {found}, expected 0 … {classes - 1} or ignore={ignore}")
 
+
 # %% [markdown]
 # `ignore` has to be given, and cannot be a class. A literal 4 would serve ACDC; in CHAOS, class 4 is the spleen, and the
 # loss would forget it without a word.
@@ -244,6 +250,7 @@ assert_same(lambda z: partial_cross_entropy(z, scribble8, ignore=4, reduction="i
 assert partial_cross_entropy(confident, torch.zeros(1, 1, 1).long(), ignore=2) == 200
 nothing = partial_cross_entropy(confident, torch.full((1, 1, 1), 2), ignore=2)
 assert nothing == 0 and torch.autograd.grad(nothing, confident)[0].eq(0).all()
+
 
 # %%
 def step(loss, side):
@@ -317,6 +324,7 @@ def plot_learnt(axis, annotated, name):
          title=f"{name}, {100 * share:.1f} %: DSC {score:.2f}")
     return score
 
+
 # %%
 def show_share(percent):
     figure, (axis,) = panels(1, size=3)
@@ -332,6 +340,7 @@ scores = [plot_learnt(axis, scatter(share), "scattered") for axis, share in zip(
 stroke_score = plot_learnt(axes[4], close_strokes, "strokes")
 class_legend(figure, NAMES)
 assert scores == sorted(scores) and scores[2] > stroke_score + 0.1
+
 
 # %% [markdown]
 # Outlines: the label. As many pixels, scattered, teach far more than strokes: some fall beside a border, some far from the
@@ -354,6 +363,7 @@ def attempt_undecided(classes):
 
 exercise(check_undecided, attempt_undecided, solution=np.log)
 
+
 # %% [markdown]
 # 2. *Implement.* The gradient in the logits has a closed form: on an annotated pixel $(P_p^c - [c = Y_s[p]])/|\Omega_L|$,
 #    elsewhere 0. Write it without autograd.
@@ -374,6 +384,7 @@ def solve_gradient(logits, scribble, ignore):
 
 exercise(check_gradient, attempt_gradient, solve_gradient)
 
+
 # %% [markdown]
 # 3. *Break.* Logits for the phantom slice above with a loss below 0.001 and a DSC of 0 for the left ventricle (class 3)
 #    outside of the strokes.
@@ -392,6 +403,7 @@ def solve_blind_spot(scribble, classes):
     return 20 * F.one_hot(painted, classes).movedim(-1, 1).float()
 
 exercise(check_blind_spot, attempt_blind_spot, solve_blind_spot)
+
 
 # %% [markdown]
 # 4. *Implement.* The background's strokes are the longest, so they dominate the mean. Give each class that was drawn one

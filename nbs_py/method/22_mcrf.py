@@ -18,7 +18,6 @@
 # %%
 #| default_exp method.mcrf
 
-
 # %%
 #| export
 import math
@@ -29,7 +28,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from torch import Tensor
-
 
 # %%
 import itertools
@@ -45,7 +43,6 @@ from scipy import ndimage
 
 from attenscribble.book import assert_same, class_legend, cost, draw, exercise, panels
 from attenscribble.data.scans import acdc
-
 
 # %% [markdown]
 # ## A heart by hand
@@ -147,7 +144,6 @@ for axis, (name, (row, column)) in zip(axes[1:], pixels.items(), strict=True):
     shown = plot_affinity(axis, heart, (row, column), Affinity(), unlabelled, f"s({name}, ·)")
 figure.colorbar(shown, ax=axes, shrink=0.8, label="affinity s");
 
-
 # %% [markdown]
 # A listens all around, B only to its own side of the edge. C listens to the ventricle left and right of the stroke,
 # but not to the stroke: in eq. 4 annotated pixels (gray) are left to [eq. 1](21_pce.ipynb).
@@ -225,7 +221,6 @@ flat, everywhere = torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, 2, dtyp
 by_hand = math.exp(-1 / 2) + math.exp(-1)
 assert math.isclose(mcrf_naive(split, flat, everywhere, 1, 1.0, 0.1), by_hand)
 
-
 # %% [markdown]
 # And its price: on 8 × 8 pixels it takes a moment; a training batch has 12 images, 256 × 256 pixels, 120 neighbours and 12 pairs
 # of classes. The usual remedy unfolds P, one copy for each neighbour, which trades hours for gigabytes.
@@ -242,7 +237,6 @@ reach = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns)
 terms = int(((reach > 0) & (reach <= 2)).sum()) * 3 * 2
 seconds = (time.perf_counter() - started) / terms * 12 * 256**2 * 120 * 12
 print(f"naive, a batch: about {seconds / 3600:.0f} hours; unfolded P: {12 * 4 * 121 * 256**2 * 4 / 2**30:.1f} GiB")
-
 
 # %% [markdown]
 # ## Three steps to a fast form
@@ -530,14 +524,12 @@ for y, x in free[0, 0].nonzero().tolist():
     vote[:, y, x] = (torch.tensor(s).nan_to_num() * probs[0]).sum((1, 2))
 torch.testing.assert_close(leaf.grad[0], -2 * vote / free.sum())
 
-
 # %%
 batch = torch.randn(12, 4, 256, 256).softmax(1).requires_grad_()
 scans, gaps = torch.rand(12, 1, 256, 256), torch.rand(12, 1, 256, 256) < 0.99
 print("value and gradient, 12×4×256²:", cost(lambda: masked_crf_loss(batch, scans, unlabelled=gaps).backward()))
 rows_mib = 12 * 261**2 * 4 / 2**20
 print(f"held meanwhile: 2 fields of 5 rows, {10 * rows_mib:.0f} MiB, and the gradient, {batch.nbytes / 2**20:.0f} MiB")
-
 
 # %% [markdown]
 # ## What the loss does alone, and with strokes
@@ -579,7 +571,6 @@ for axis, (name, classes) in zip(axes[2:], found.items(), strict=True):
     draw(axis, label=classes, outline=label, title=f"{name}: DSC {mean_dice(classes):.2f}")
 class_legend(figure, NAMES, background=True)
 assert mean_dice(found["pCE + CRF, strokes pull"]) > 0.95 and mean_dice(found["CRF alone"]) < 0.6
-
 
 # %% [markdown]
 # The last panel surprises. Eq. 4 wants p *and* q unlabelled, so a stroke pulls nobody: with free logits the
@@ -644,7 +635,6 @@ else:
     bills = None
     print(f"skipped: no ACDC folder at {folder}; set ATTENSCRIBBLE_DATA")
 
-
 # %%
 if bills:
     figure, axis = plt.subplots(figsize=(4.2, 2.6), layout="constrained")
@@ -677,7 +667,6 @@ def plot_sigma_i(sigma_i=0.1):
     plt.show()
 
 interact(plot_sigma_i, sigma_i=(0.02, 0.6, 0.02));
-
 
 # %%
 figure, axes = panels(4, size=2.3)
@@ -760,7 +749,6 @@ def blind_image():
     return torch.zeros(8, 8)  # your image here
 
 exercise(check_blind, blind_image, solution=lambda: torch.arange(64.0).view(8, 8))
-
 
 # %% [markdown]
 # ## Recap

@@ -18,7 +18,6 @@
 # %%
 #| default_exp method.ssa
 
-
 # %%
 #| export
 import math
@@ -34,7 +33,6 @@ from torch import Tensor, nn
 
 from attenscribble.book import one_of
 
-
 # %%
 import copy
 import os
@@ -48,7 +46,6 @@ from attenscribble.data.batches import resize_image
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import acdc
 from attenscribble.method.network import UNet2d, plot_field, receptive_fields
-
 
 # %% [markdown]
 # ## The picture: what one place sees
@@ -134,7 +131,6 @@ def attend_naive(f, to_query, to_key, to_value):
 x, one = math.log(3) ** 0.5, torch.ones(1, 1, dtype=torch.float64)
 by_hand = torch.tensor([[x / 2], [3 * x / 4]], dtype=torch.float64)
 torch.testing.assert_close(attend_naive(torch.tensor([[0], [x]], dtype=torch.float64), one, one, one), by_hand)
-
 
 # %% [markdown]
 # It breaks twice. In float32 $e^{89}$ overflows, and a share becomes ∞/∞. And all shares of one head are $(hw)^2$ numbers:
@@ -363,14 +359,12 @@ halves = lambda w: (w[:3], w[3:])
 naive = lambda f, *w: torch.cat([attend_naive(f[0], *one) for one in zip(*map(halves, w), strict=True)], 1).sin().sum()
 assert_same(fast, naive, f, *weights)
 
-
 # %%
 block = SpatialSelfAttention(64)
 places = torch.randn(4, 64, 48, 48)
 print("fast :", cost(lambda: block(places).sum().backward()))
 dense = lambda: attention_maps(block.query, block.key, 64**-0.5) @ block.query
 print("dense, attention alone:", cost(lambda: (block(places), dense().sum().backward())))
-
 
 # %%
 count = lambda module: sum(p.numel() for p in module.parameters())
@@ -496,7 +490,6 @@ for layer, where, separate in ways:
     assert torch.equal(model(slices), before)
 assert list(changed.values()) == [True, True, False]
 
-
 # %% [markdown]
 # The same call on somebody else's network, and the answer to a misspelt layer. Attach *before* the optimiser is made: the
 # module brings parameters of its own.
@@ -546,7 +539,6 @@ for axis, block in zip(axes, (None, "paper", "residual", "prenorm_mixffn"), stri
     axis.set_title(f"{block or 'no attention'}\nspread {spread:.0e}", fontsize=9)
 figure.colorbar(shown, ax=axes, shrink=0.8, label="one feature of the third stage");
 
-
 # %% [markdown]
 # The paper's layer, read as written, wipes the map: its spread is four orders of magnitude below that of the features it
 # replaces. The next stage begins with a convolution and batch norm; the variance that arrives there is smaller than the $10^{-5}$ batch norm adds under
@@ -561,7 +553,6 @@ assert wiped[1].var((0, 2, 3)).mean() < 1e-5  # eps of batch norm
 assert variance(wiped[1][..., 1:-1, 1:-1]) < 1e-3 * variance(wiped[1])  # without the border
 shares = attention_maps(wiped[2].attention.query, wiped[2].attention.key, 64**-0.5) * 24 * 24
 print(f"share of a place, times hw: {shares.min():.2f} to {shares.max():.2f}")
-
 
 # %% [markdown]
 # So "paper" starts with a U-Net that is cut at its third stage, and has to learn its way back through shares that all look
@@ -586,7 +577,6 @@ if folder.is_dir():
           f"1/hw = {1 / len(shares):.2e}")
 else:
     print(f"skipped: no ACDC folder at {folder}; set ATTENSCRIBBLE_DATA")
-
 
 # %% [markdown]
 # The number is the exponential of a row's mean entropy: how many places share the vote. Practically all of them do. One
@@ -616,7 +606,6 @@ def slide(factor=8.0):
     plt.show()
 
 interact(slide, factor=(0.0, 40.0, 0.5));
-
 
 # %%
 figure, axes = panels(5, size=2.1)
@@ -682,7 +671,6 @@ def knows_positions():
     ...  # your code here
 
 exercise(check_position, knows_positions, solution=lambda: ["prenorm_mixffn"])
-
 
 # %% [markdown]
 # Only the depthwise convolution of the released block knows who is next to whom. The paper says the same of attention, and this is why its loss brings a distance of its
