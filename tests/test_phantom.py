@@ -165,6 +165,16 @@ def test_papillary_muscles_are_dark_and_belong_to_the_cavity():
     assert inside.min() < 0.6 * np.median(inside) and np.mean(inside < 0.75 * np.median(inside)) < 0.3
 
 
+def test_labels_lie_on_what_is_painted(cases):
+    for case in cases:
+        for image, ids in zip(case.image, case.label, strict=True):
+            if (ids == LV).sum() > 60:
+                wall, blood = (np.median(image[ids == part]) for part in (MYO, LV))
+                heart = np.isin(ids, (MYO, LV))
+                found = image[heart] > (wall + blood) / 2
+                assert np.mean(found == (ids[heart] == LV)) > 0.8, case.name
+
+
 def test_the_right_ventricle_lies_left_of_the_left_one(cases):
     for case in cases:
         columns = [np.nonzero(case.label == part)[2].mean() for part in (RV, LV)]
