@@ -286,7 +286,7 @@ def test_a_broken_link_is_found(tmp_path):
     assert broken_links(tmp_path) == ["b.md → docs/c d.md", "docs/a.md → gone.png"]
 
 
-MACHINE_PATH = re.compile(r"(?<![\w.\-<)}\]/])/(?:(?:work|root)(?![\w-])|(?:home|Users)/\w)")
+MACHINE_PATH = re.compile(r"(?<![\w.\-<)}\]/])/(?:(?:work|root|tmp)(?![\w-])|(?:home|Users)/\w)")
 REGISTRY = re.compile(r"pypi\.org|pythonhosted\.org|anaconda\.(?:org|com)|download\.pytorch\.org|/opt/(?:pypi|wheels)")
 
 
@@ -302,7 +302,7 @@ def test_no_path_of_a_machine_and_no_registry_host():
 
 def test_misplaced_words_are_found():
     slash = "/"
-    bad = [f"open('{slash}work/a')", f"{slash}root", f"cd {slash}home/ann", "https://pypi" + ".org/simple"]
+    bad = [f"open('{slash}work/a')", f"{slash}root", f"cd {slash}home/ann", f"{slash}tmp/out", "https://pypi" + ".org/simple"]
     good = ["shared/work/a", "tests/root", "</root>", "{base}/work", "/workshop", "../root/x"]
     assert misplaced("\n".join(bad + good)) == bad
 

@@ -133,6 +133,7 @@ def test_run_writes_a_result_that_says_everything(tmp_path):
     assert len(result["cases"]) == 2 * 3 * result["test_volumes"] == 12  # policies × classes × (1 patient, 2 frames)
     assert Config(**json.loads((outcome.folder / "config.json").read_text())) == outcome.config
     assert result["software"]["torch"] == torch.__version__ and result["settings"]["seed"] == 2022
+    assert result["precision"] == "float32" and str(tmp_path) not in json.dumps(result)
     assert (outcome.folder / "log.csv").read_text().startswith("step,seconds,lr,loss,seg,mcrf,atn")
     assert sorted(p.name for p in (outcome.folder / "masks").iterdir()) == sorted(f"{n}.nii.gz" for n in outcome.masks)
 

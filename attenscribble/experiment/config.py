@@ -138,10 +138,14 @@ class Config(MethodSwitches):
         return {name: value for name, value in self.flat().items() if name not in defaults or defaults[name] != value}
 
     @property
+    def decisive(self) -> dict[str, Any]:
+        "The settings that change the outcome, under flat names: all but folders, device and what is only shown."
+        return {name: value for name, value in self.flat().items() if name not in PLACES}
+
+    @property
     def run_id(self) -> str:
         "A readable name with a short hash of every setting that changes the outcome."
-        decides = {name: value for name, value in self.flat().items() if name not in PLACES}
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.dataset}-{self.method}-fold{self.fold}-seed{self.seed}-{self.profile}-{digest}"
 
 # %% ../../nbs/experiment/40_config.ipynb #b8bf117a

@@ -121,6 +121,11 @@ def machine_kind(
     return f"{os.cpu_count()} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def precision_used(config: Config) -> str:
+    "What `auto` came to: float32 or bfloat16."
+    return str(choose_precision(config.precision, choose_device(config.device)) or torch.float32).removeprefix("torch.")
+
+
 def software() -> dict[str, str]:
     "Versions of what a result depends on."
     packages = ("torch", "numpy", "scipy", "scikit-image", "nibabel", "h5py")
@@ -225,8 +230,9 @@ def locked_run(config: Config, dataset: Dataset, folder: Path, watch: Callable |
         "profile": config.profile, "preset": config.preset, "checkpoint": config.checkpoint,
         "checkpoint_step": state.best.get("step", state.step), "test_volumes": len(masks),
         "machine": machine_kind(state.device), "train_seconds": round(state.seconds, 1),
-        "test_seconds": round(time.perf_counter() - started, 1), "differences": config.differences(),
-        "settings": config.flat(), "data_source": dataset.source, "software": software(), "last_log": state.log[-1],
+        "test_seconds": round(time.perf_counter() - started, 1), "precision": precision_used(config),
+        "differences": {name: value for name, value in config.differences().items() if name in config.decisive},
+        "settings": config.decisive, "data_source": dataset.source, "software": software(), "last_log": state.log[-1],
         "cases": rows}
     outcome = Outcome(config, dataset, folder, result, state.model, state.log, masks)
     for figure, name in ((plot_predictions(outcome), "prediction"), (plot_attention_rows(outcome), "attention")):
