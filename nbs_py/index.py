@@ -28,17 +28,27 @@
 # | [23 Spatial self-attention](method/23_ssa.ipynb) | can each place look at every other? | `method.ssa` |
 # | [24 Attentive similarity](method/24_asl.ipynb) | can attention say which places belong together? | `method.asl` |
 # | [25 The objective](method/25_objective.ipynb) | where does each loss pull? | `method.objective` |
+# | [30 Guessed labels](rivals/30_pseudo_labels.ipynb) | can labels be guessed before training? | `rivals.pseudo` |
+# | [31 Teachers](rivals/31_teachers.ipynb) | is a network's average wiser than the network? | `rivals.teachers` |
+# | [32 Two branches](rivals/32_branches.ipynb) | what do two decoders know that one does not? | `rivals.branches` |
+# | [33 Regularisers](rivals/33_regularisers.ipynb) | what does a penalty want? | `rivals.regularisers` |
+# | [34 A row of your own](rivals/34_your_own.ipynb) | what is the least you must write? | none |
 # | [40 The configuration](experiment/40_config.ipynb) | which knobs does a run have? | `experiment.config` |
 # | [41 Training](experiment/41_training.ipynb) | what happens in a run? | `experiment.training` |
 # | [42 Inference](experiment/42_inference.ipynb) | how do slices become a scan's mask? | `experiment.inference` |
 # | [43 Metrics](experiment/43_metrics.ipynb) | when is a mask good? | `experiment.metrics` |
 # | [44 Runs](experiment/44_runs.ipynb) | what must be kept of a run? | `experiment.runs` |
+# | [45 Tables](experiment/45_tables.ipynb) | does our order agree with the paper's? | `experiment.tables` |
+# | [46 Figures](experiment/46_figures.ipynb) | where does each method go wrong? | `experiment.figures` |
+# | [47 Commands](experiment/47_commands.ipynb) | what may stand behind `-p method`? | `experiment.commands` |
 #
 # To train, open [train.ipynb](train.ipynb) or run it from this folder:
 #
 # ```bash
 # papermill train.ipynb -p dataset acdc
 # ```
+#
+# From finished runs, [tables.ipynb](tables.ipynb) makes the paper's tables and [figures.ipynb](figures.ipynb) its figures.
 
 # %% [markdown]
 # ## One slice, one page

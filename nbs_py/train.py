@@ -18,11 +18,12 @@
 # ```
 #
 # Any field of [`Config`](experiment/40_config.ipynb) can be given with `-p`, those of its groups by a flat name such as
-# `-p asl_radius 3` or `-p lam_mcrf 0.3`; a name that does not exist stops the run at once.
+# `-p asl_radius 3` or `-p lam_mcrf 0.3`, a method's own options as in `-p method ustm -p own_passes 4`; a name that does
+# not exist stops the run at once.
 
 # %% tags=["parameters"]
 dataset: str = "phantom"  # phantom, acdc, wsl4mis
-method: str = "ours"  # fully, pce, ours-without-asl, ours
+method: str = "ours"  # fully, pce, gated-crf, ours-without-asl, ours, …; the command `attenscribble methods` lists all
 fold: int = 1  # test fold, counted from 1
 seed: int = 2022  # of weights, batches, augmentation, dropout
 profile: str = "auto"  # smoke, mini, fast, paper; auto: smoke for the phantom, else mini on a CPU, fast on a GPU

@@ -35,6 +35,9 @@ LARGER = {  # module or notebook → why it may be larger
     "attenscribble/data/scans.py": "two file formats and every fault they can have, on one shared set of checks",
     "attenscribble/data/phantom.py": "the anatomy is a long list of shapes, each a few lines",
     "attenscribble/data/batches.py": "one index map from its four parts to the store that uses it",
+    "attenscribble/experiment/figures.py": "the paper's three figures: a network's sketch, circles, panels of runs",
+    "attenscribble/experiment/tables.py": "from result files to written tables, one path with its checks",
+    "attenscribble/method/objective.py": "a table of switches, a line each, beside the terms that read them",
     "attenscribble/experiment/training.py": "the loop stays in one place, with what it writes and shows",
 }
 PORT_RACE = "Address already in use"  # two kernels started at once drew the same port
@@ -302,7 +305,8 @@ def test_no_path_of_a_machine_and_no_registry_host():
 
 def test_misplaced_words_are_found():
     slash = "/"
-    bad = [f"open('{slash}work/a')", f"{slash}root", f"cd {slash}home/ann", f"{slash}tmp/out", "https://pypi" + ".org/simple"]
+    bad = [f"open('{slash}work/a')", f"{slash}root", f"cd {slash}home/ann", f"{slash}tmp/out",
+           "https://pypi" + ".org/simple"]
     good = ["shared/work/a", "tests/root", "</root>", "{base}/work", "/workshop", "../root/x"]
     assert misplaced("\n".join(bad + good)) == bad
 

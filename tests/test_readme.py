@@ -2,7 +2,7 @@
 
 import re
 
-from attenscribble.experiment.runs import results_table
+from attenscribble.experiment.tables import results_table
 
 
 def test_the_thirty_second_example_runs_and_reaches_every_parameter(root):

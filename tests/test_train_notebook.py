@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from attenscribble.experiment.commands import METHODS
+
 SMALL = ["-p", "iterations", "6", "-p", "size", "48", "-p", "batch", "4", "-p", "log_every", "2"]
 PHANTOM = ["-p", "data_patients", "5", "-p", "data_side", "48", "-p", "data_slices", "4"]
 
@@ -21,7 +23,7 @@ def output_text(notebook: dict) -> str:
     return "".join("".join(o.get("text", [])) for o in outputs)
 
 
-@pytest.mark.parametrize("method", ["fully", "pce", "ours-without-asl", "ours"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_runs_on_the_phantom(root, tmp_path, method):
     done = papermill(root, "train.ipynb", str(tmp_path / "out.ipynb"), "-p", "method", method, "-p", "output",
                      str(tmp_path), *SMALL, *PHANTOM)

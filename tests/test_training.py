@@ -15,7 +15,7 @@ from attenscribble.experiment.runs import run_experiment
 from attenscribble.experiment.training import load_model, start_training, train, training_patients
 from attenscribble.method.objective import METHODS, Method, Term, register, scribble_term
 
-BUILT_IN = ("fully", "pce", "ours-without-asl", "ours")
+BUILT_IN = ("fully", "pce", "ours-without-asl", "ours")  # the rivals have tests of their own
 
 
 def tiny(**given):
@@ -39,7 +39,12 @@ def weights(state) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in state.model.parameters()])
 
 
-@pytest.mark.parametrize("method", [name for name in BUILT_IN if METHODS[name].target == "scribble"])
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTENSCRIBBLE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].target == "scribble"])
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_dense_labels_cannot_reach_a_scribble_method(hearts, method, preset):
     rng = np.random.default_rng(0)

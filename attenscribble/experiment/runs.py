@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Outcome', 'headline', 'machine_kind', 'precision_used', 'software', 'run_folder', 'write_json', 'check_scorable',
-           'segment_fold', 'score', 'run_experiment', 'locked_run', 'median_case', 'plot_predictions',
-           'plot_attention_rows', 'results_table']
+           'segment_fold', 'score', 'run_experiment', 'locked_run', 'median_case', 'shown_case', 'plot_predictions',
+           'plot_attention_rows']
 
 # %% ../../nbs/experiment/44_runs.ipynb #cc453454
 import json
@@ -36,7 +36,7 @@ from .config import Config
 from .inference import predict_volume, save_mask
 from .metrics import POLICIES, format_table, score_case, summarise
 from .training import Training, choose_device, choose_precision, train
-from ..method.objective import METHODS, attention_of, method_named
+from ..method.objective import attention_of, method_named
 from ..method.ssa import attention_maps, plot_attention
 
 # %% ../../nbs/experiment/44_runs.ipynb #aa6c6f87
@@ -80,11 +80,13 @@ def headline(result: dict[str, Any]) -> str:
 # %% ../../nbs/experiment/44_runs.ipynb #97496842
 def machine_kind(
     device: torch.device,
-) -> str:  # "NVIDIA H200" or "2 CPU cores, AVX512"
-    "The kind of machine, without its name."
+) -> str:  # "NVIDIA H200" or "2 CPU cores, AVX512"; with fewer threads than cores "1 of 2 CPU cores, AVX512"
+    "The kind of machine and how much of it was used, without its name."
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    used = f"{threads} of {cores}" if threads < cores else str(cores)
+    return f"{used} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def precision_used(config: Config) -> str:
@@ -200,20 +202,30 @@ def locked_run(config: Config, dataset: Dataset, folder: Path, watch: Callable |
     return outcome
 
 # %% ../../nbs/experiment/44_runs.ipynb #a9960019
-def median_case(outcome: Outcome) -> tuple[Case, int]:
-    "The test volume with the median score, and the middle slice that its label says is not empty."
-    rows = pd.DataFrame(outcome.result["cases"])
-    means = rows[rows.policy == POLICIES[0]].groupby("case").dsc.mean().sort_values(kind="stable")
+def median_case(
+    dataset: Dataset,
+    fold: int,
+    rows: pd.DataFrame,  # of `score_case`, under one policy, of one method or of several
+) -> tuple[Case, int]:
+    "The test volume with the median score over classes and methods, and the middle slice that its label fills."
+    means = rows.astype({"dsc": float}).groupby("case").dsc.mean().sort_values(kind="stable")
     name = means.index[(len(means) - 1) // 2]
-    patients = outcome.dataset.split(outcome.config.fold)[1]
-    case = next(case for case in outcome.dataset.cases(patients) if case.name == name)
+    case = next((case for case in dataset.cases(dataset.split(fold)[1]) if case.name == name), None)
+    if case is None:
+        raise DataError(f"{dataset.name}: fold {fold}", f"no test volume {name}", "the volumes that were scored")
     filled = np.flatnonzero(case.label.any(axis=(1, 2)))
     return case, int(filled[len(filled) // 2])
 
 
+def shown_case(outcome: Outcome) -> tuple[Case, int]:
+    "The case and slice that a run's own pictures show."
+    rows = pd.DataFrame(outcome.result["cases"])
+    return median_case(outcome.dataset, outcome.config.fold, rows[rows.policy == POLICIES[0]])
+
+
 def plot_predictions(outcome: Outcome) -> Figure:
     "Image, scribble, prediction over the true outline, truth."
-    case, z = median_case(outcome)
+    case, z = shown_case(outcome)
     image, label, mask = case.image[z], case.label[z], outcome.masks[case.name][z]
     spacing = case.spacing_mm[1:] if case.spacing_mm else None
     scores = pd.DataFrame(outcome.result["cases"]).query("case == @case.name and policy == @POLICIES[0]")
@@ -234,7 +246,7 @@ def plot_attention_rows(outcome: Outcome) -> Figure | None:
     attention = attention_of(outcome.model)
     if attention is None:
         return None
-    case, z = median_case(outcome)
+    case, z = shown_case(outcome)
     device, size = next(outcome.model.parameters()).device, outcome.config.size
     shown = resize_image(torch.as_tensor(case.image[z], device=device), size)[None, None]
     outcome.model(shown)
@@ -253,24 +265,3 @@ def plot_attention_rows(outcome: Outcome) -> Figure | None:
                                      title=f"attention × hw from {outcome.dataset.class_names[class_id]}")
     figure.colorbar(picture, ax=axes[-1], shrink=0.8)
     return figure
-
-# %% ../../nbs/experiment/44_runs.ipynb #f0ba2d74
-def results_table(
-    folder: Path | str,  # with result files, such as results/ of the clone
-    policy: str = POLICIES[0],  # how empty masks count
-) -> str:  # markdown, one row a run, in the order of the registered methods
-    "DSC per class, mean HD95 and time of every run in a folder. Raises DataError where there is none."
-    results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
-    if not results:
-        raise DataError(folder, "no result file", "at least one *.json")
-    results.sort(key=lambda r: (r["dataset"], r["profile"], r["preset"], list(METHODS).index(r["method"]), r["seed"]))
-    names = list(dict.fromkeys(row["class"] for result in results for row in result["cases"]))
-    lines = [["method", "preset", *(f"DSC {name}" for name in names), "DSC mean", "HD95 mean (mm)", "minutes"]]
-    lines.append(["---"] * len(lines[0]))
-    for result in results:
-        rows = pd.DataFrame(result["cases"])
-        summary = summarise(rows[rows.policy == policy])
-        means = [f"{summary.dsc_mean[name]:.3f}" for name in (*names, "Avg")]
-        lines.append([result["title"], result["preset"], *means, f"{summary.hd95_mm_mean['Avg']:.1f}",
-                      f"{result['train_seconds'] / 60:.1f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -27,7 +27,8 @@ from tqdm.auto import tqdm
 from ..data.batches import SliceStore, batches, draw_augmentation
 from ..data.scans import Dataset
 from .config import Config
-from ..method.objective import Method, Objective, attention_of, method_named
+from ..method.objective import Evidence, attention_of, method_named
+from ..method.pce import partial_cross_entropy
 
 # %% ../../nbs/experiment/41_training.ipynb #bc3ebee0
 def choose_device(
@@ -58,9 +59,9 @@ def poly_lr(
     return (1 - lag / config.iterations) ** config.power
 
 
-def make_optimiser(model: nn.Module, method: Method, config: Config) -> torch.optim.SGD:
+def make_optimiser(model: nn.Module, config: Config) -> torch.optim.SGD:
     "SGD over two groups: the attention has a learning rate of its own. `initial_lr` keeps each group's start."
-    lr = config.lr or method.lr
+    lr = config.lr
     attention = attention_of(model)
     inside = {id(p) for p in attention.parameters()} if attention else set()
     groups = [{"params": [p for p in model.parameters() if id(p) not in inside], "initial_lr": lr}]
@@ -77,6 +78,8 @@ class Training:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     device: torch.device
+    teacher: nn.Module | None = None  # of a method that has one
+    pseudo: Any = None  # guessed labels of a method that has them
     step: int = 0  # iterations done
     seconds: float = 0.0  # time spent in the loop, over all sittings
     best: dict[str, Any] = field(default_factory=dict)  # step, loss and weights of the best validation
@@ -88,9 +91,14 @@ class Training:
         state = {"config": self.config.model_dump(), "model": self.model.state_dict(),
                  "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds,
                  "best": self.best, "log": self.log, "random": {"torch": torch.get_rng_state(), "cuda": cuda}}
+        state |= {name: part.state_dict() for name, part in self.companions().items()}
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         os.replace(partial, path)
+
+    def companions(self) -> dict[str, Any]:
+        "Teacher and guessed labels, where the method has them: what changes during a run besides the network."
+        return {name: part for name, part in (("teacher", self.teacher), ("pseudo", self.pseudo)) if part is not None}
 
     def load(self, path: Path) -> None:
         "Go on from a checkpoint. Raises ValueError when it belongs to other settings."
@@ -99,6 +107,8 @@ class Training:
             raise ValueError(f"{path}: checkpoint of {found}, expected {self.config.run_id}")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
+        for name, part in self.companions().items():
+            part.load_state_dict(state[name])
         self.step, self.seconds, self.best, self.log = (state[k] for k in ("step", "seconds", "best", "log"))
         torch.set_rng_state(state["random"]["torch"].cpu())
         if state["random"]["cuda"] is not None:
@@ -106,13 +116,14 @@ class Training:
 
 
 def start_training(config: Config, dataset: Dataset) -> Training:
-    "A fresh state: seeded weights on the device, in channels-last layout."
+    "A fresh state: seeded weights on the device, in channels-last layout; a teacher starts as the network's copy."
     device, method = choose_device(config.device), method_named(config.method)
     random.seed(config.seed)
     torch.manual_seed(config.seed)
     model = method.network(1, dataset.classes, config)
     model = model.to(device, memory_format=torch.channels_last)
-    return Training(config, model, make_optimiser(model, method, config), device)
+    teacher = method.teacher(model, config.objective().own) if method.teacher else None
+    return Training(config, model, make_optimiser(model, config), device, teacher)
 
 
 def load_model(
@@ -151,14 +162,14 @@ def make_store(dataset: Dataset, patients: tuple[str, ...], config: Config, devi
 
 
 @torch.inference_mode()
-def validation_loss(state: Training, store: SliceStore, objective: Objective) -> float:
-    "The method's first term on held-out training patients, in eval mode, averaged over slices."
+def validation_loss(state: Training, store: SliceStore) -> float:
+    "Partial cross-entropy on held-out training patients, in eval mode, averaged over slices."
     state.model.eval()
     total = 0.0
     for index in torch.arange(len(store)).split(state.config.batch):
         batch = store.batch(index, state.config.size)
-        _, terms = objective(state.model(batch.image), batch, attention_of(state.model), step=0)
-        total += float(terms[objective.terms[0].name]) * len(index)
+        loss = partial_cross_entropy(state.model(batch.image), batch.target, ignore=batch.ignore)
+        total += float(loss) * len(index)
     state.model.train()
     return total / len(store)
 
@@ -170,29 +181,35 @@ def train(
     watch: Callable[[Training], None] | None = None,  # called after each row of the log
 ) -> Training:
     "Train a method on the training side of a fold. Raises FloatingPointError when the loss is no number."
-    state = start_training(config, dataset)
+    state, method = start_training(config, dataset), method_named(config.method)
+    fit, held = training_patients(dataset, config)
+    store, objective = make_store(dataset, fit, config, state.device), config.objective()
+    if method.pseudo:
+        state.pseudo = method.pseudo(store, objective.own, config.size)
     checkpoint = folder / "checkpoint.pt" if folder else None
     if checkpoint and config.resume and checkpoint.is_file():
         state.load(checkpoint)
-    fit, held = training_patients(dataset, config)
-    store = make_store(dataset, fit, config, state.device)
-    objective = Objective(method_named(config.method), config, config.lam, config.start)
-    watchers = [w for w in (watch, Validation(state, dataset, held, objective) if held else None) if w]
+    watchers = [w for w in (watch, Validation(state, dataset, held) if held else None) if w]
     kind = dataset.augmentation if config.augmentation == "dataset" else config.augmentation
-    precision, attention = choose_precision(config.precision, state.device), attention_of(state.model)
+    precision = choose_precision(config.precision, state.device)
     clock = time.perf_counter() - state.seconds
     with Progress(state) as progress:
         for step, index in numbered_batches(len(store), config, state.step):
+            if state.pseudo is not None:
+                state.pseudo.refresh(state.model, step, precision)
             chance = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             batch = store.batch(index, config.size, draw_augmentation(len(index), kind, chance))
             for group in state.optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * poly_lr(step, config)
             with torch.autocast(state.device.type, precision, enabled=precision is not None):
                 logits = state.model(batch.image)
-            loss, terms = objective(logits, batch, attention, step)
+            loss, terms = objective(Evidence(logits, batch, config, state.model, state.teacher, step,
+                                             config.iterations, precision))
             state.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             state.optimiser.step()
+            if state.teacher is not None:
+                state.teacher.follow(state.model, step)
             state.step = step + 1
             if state.step % config.log_every == 0 or state.step == config.iterations:
                 state.seconds = time.perf_counter() - clock
@@ -215,14 +232,13 @@ def numbered_batches(slices: int, config: Config, done: int) -> Iterator[tuple[i
 class Validation:
     "Keeps the weights with the lowest loss on held-out training patients' targets."
 
-    def __init__(self, state: Training, dataset: Dataset, patients: tuple[str, ...], objective: Objective):
+    def __init__(self, state: Training, dataset: Dataset, patients: tuple[str, ...]):
         self.store = make_store(dataset, patients, state.config, state.device)
-        self.objective = objective
 
     def __call__(self, state: Training) -> None:
         if state.step % state.config.eval_every and state.step != state.config.iterations:
             return
-        loss = validation_loss(state, self.store, self.objective)
+        loss = validation_loss(state, self.store)
         state.log[-1]["validation"] = loss
         if not state.best or loss < state.best["loss"]:
             weights = {name: value.detach().clone() for name, value in state.model.state_dict().items()}

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['RELEASED', 'METHODS', 'SEGMENTATION', 'MASKED_CRF', 'ATTENTIVE', 'Switches', 'PceSwitches', 'CrfSwitches',
-           'SsaSwitches', 'AslSwitches', 'MethodSwitches', 'Evidence', 'Term', 'scribble_term', 'dense_term', 'reach',
-           'mcrf_term', 'attention_term', 'unet', 'unet_with_attention', 'attention_of', 'Method', 'register',
-           'method_named', 'Objective']
+           'SsaSwitches', 'AslSwitches', 'MethodSwitches', 'Evidence', 'Term', 'after', 'rise', 'scribble_term',
+           'dice_loss', 'dense_loss', 'dense_term', 'reach', 'mcrf_term', 'attention_term', 'unet',
+           'unet_with_attention', 'attention_of', 'Method', 'register', 'method_named', 'Objective']
 
 # %% ../../nbs/method/25_objective.ipynb #26e7e6b6
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,7 @@ class Switches(BaseModel):
     "A group of switches: unknown names and values out of range are refused."
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    released: ClassVar[dict[str, Any]] = {}  # of a method's own switches: what its published code does otherwise
 
 
 class PceSwitches(Switches):
@@ -109,15 +112,35 @@ class Evidence:
     "What the loss terms may look at after one forward pass."
 
     logits: Tensor  # [N,C,H,W]
-    batch: Batch  # image, target, single_class, ignore
+    batch: Batch  # image, target, single_class, ignore, pseudo
     switches: MethodSwitches
-    attention: SpatialSelfAttention | None = None  # holds query and key of this forward pass
+    model: nn.Module | None = None  # the network that made the logits; some keep more of this forward pass
+    teacher: nn.Module | None = None  # of a method that has one
+    step: int = 0  # iterations done so far
+    iterations: int = 1  # of the whole run
+    precision: torch.dtype | None = None  # autocast type of forward passes; None: plain float32
+    own: Switches = field(default_factory=Switches)  # the method's own switches
     notes: dict[str, Tensor] = field(default_factory=dict)  # scalars to log, detached
 
     def __post_init__(self) -> None:
         self.logits = self.logits.float()  # losses are summed in float32 also when the network runs in bfloat16
         self.probs = self.logits.softmax(1)
         self.unlabelled = (self.batch.target == self.batch.ignore)[:, None]  # [N,1,H,W]: Omega_U, margins included
+
+    @cached_property
+    def attention(self) -> SpatialSelfAttention | None:
+        "The attention inside the network: it holds query and key of this forward pass."
+        return None if self.model is None else attention_of(self.model)
+
+    def ask(
+        self,
+        network: nn.Module,  # the teacher, say
+        image: Tensor,  # [N,K,H,W]
+    ) -> Tensor:  # [N,C,H,W] float32 logits
+        "Another forward pass without gradient, in the precision of the run."
+        reduced = torch.autocast(image.device.type, self.precision, enabled=self.precision is not None)
+        with torch.no_grad(), reduced:
+            return network(image).float()
 
 
 @dataclass(frozen=True)
@@ -128,6 +151,21 @@ class Term:
     loss: Callable[[Evidence], Tensor]  # [] float32
     weight: float = 1.0  # lambda
     start: int = 0  # first iteration in which it counts
+    ramp: Callable[[float], float] | None = None  # share of the run that is done → factor on the weight
+
+
+def after(
+    share: float,  # of the run
+) -> Callable[[float], float]:  # share of the run that is done → 0 before, 1 from then on
+    "A ramp with one step."
+    return lambda progress: float(progress >= share)
+
+
+def rise(
+    share: float = 1.0,  # of the run, after which the weight is full
+) -> Callable[[float], float]:  # share of the run that is done → e^{-5} … 1
+    "The ramp exp(−5(1−t)²) of Laine and Aila 2017."
+    return lambda progress: math.exp(-5 * (1 - min(progress / share, 1)) ** 2)
 
 
 def scribble_term(evidence: Evidence) -> Tensor:
@@ -136,14 +174,34 @@ def scribble_term(evidence: Evidence) -> Tensor:
                                  reduction=evidence.switches.pce.reduction)
 
 
+def dice_loss(
+    probs: Tensor,  # [N,C,H,W]
+    target: Tensor,  # [N,H,W] int64, class id or `ignore`
+    *,
+    ignore: int,  # such pixels are left out
+) -> Tensor:  # [] in 0 … 1
+    "One minus Dice with squared denominators over the whole batch, mean over classes, background included (WSL4MIS)."
+    known = (target != ignore)[:, None]
+    onehot = F.one_hot(target.where(known[:, 0], 0), probs.shape[1]).movedim(-1, 1) * known
+    overlap = (probs * onehot).sum((0, 2, 3))
+    mass = (probs.square() * known).sum((0, 2, 3)) + onehot.sum((0, 2, 3))
+    return (1 - (2 * overlap + 1e-5) / (mass + 1e-5)).mean()
+
+
+def dense_loss(
+    logits: Tensor,  # [N,C,H,W]
+    target: Tensor,  # [N,H,W] int64, class id or `ignore`
+    *,
+    ignore: int,
+) -> Tensor:  # []
+    "Half cross-entropy, half Dice: for dense labels, true or guessed (WSL4MIS)."
+    entropy = partial_cross_entropy(logits, target, ignore=ignore)
+    return (entropy + dice_loss(logits.softmax(1), target, ignore=ignore)) / 2
+
+
 def dense_term(evidence: Evidence) -> Tensor:
-    "Half cross-entropy, half Dice on dense labels: the upper bound's loss (WSL4MIS, fully supervised)."
-    target, probs = evidence.batch.target, evidence.probs
-    onehot = F.one_hot(target, probs.shape[1]).movedim(-1, 1)
-    overlap = (probs * onehot).sum((0, 2, 3))  # over the whole batch, one value a class, background included
-    mass = probs.square().sum((0, 2, 3)) + onehot.sum((0, 2, 3))
-    dice = 1 - (2 * overlap + 1e-5) / (mass + 1e-5)
-    return (F.cross_entropy(evidence.logits, target) + dice.mean()) / 2
+    "The upper bound's loss, on dense labels."
+    return dense_loss(evidence.logits, evidence.batch.target, ignore=evidence.batch.ignore)
 
 
 def reach(switches: CrfSwitches | AslSwitches) -> int:
@@ -214,16 +272,24 @@ class Method:
     terms: tuple[Term, ...]
     target: Literal["scribble", "label"] = "scribble"  # what the terms learn from
     network: Callable[[int, int, MethodSwitches], nn.Module] = unet
-    lr: float = 0.01  # start of the schedule in the source
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of a run, in place of the defaults: {"lr": 0.03}
+    switches: type[Switches] = Switches  # its own; `own_NAME` among the settings of a run
+    teacher: Callable[[nn.Module, Switches], nn.Module] | None = None  # from the network; has follow(network, step)
+    pseudo: Callable[..., Any] | None = None  # (store, own, size) → guessed labels; `rivals.pseudo.PseudoLabels`
 
 
 METHODS: dict[str, Method] = {}
 
 
 def register(method: Method) -> Method:
-    "Make a method known by its name. Raises ValueError when the name is taken."
-    if METHODS.setdefault(method.name, method) is not method:
-        raise ValueError(f"method {method.name!r} is registered already: {METHODS[method.name].source}")
+    "Make a method known by its name; the same entry again replaces it. Raises ValueError when another has the name."
+    def entry(m: Method) -> tuple:
+        return m.title, m.source, *((t.name, t.loss.__qualname__, t.weight) for t in m.terms)
+
+    known = METHODS.setdefault(method.name, method)
+    if entry(known) != entry(method):
+        raise ValueError(f"method {method.name!r} is registered already: {known.source}")
+    METHODS[method.name] = method
     return method
 
 
@@ -237,8 +303,8 @@ MASKED_CRF = Term("mcrf", mcrf_term, weight=0.1)
 ATTENTIVE = Term("atn", attention_term, weight=0.1)
 
 register(Method("fully", "Fully", "upper bound: dense labels, WSL4MIS", (Term("dense", dense_term),), target="label",
-                lr=0.03))
-register(Method("pce", "pCE", "Lin et al. 2016, eq. 1", (SEGMENTATION,), lr=0.03))
+                settings={"lr": 0.03}))
+register(Method("pce", "pCE", "Lin et al. 2016, eq. 1", (SEGMENTATION,), settings={"lr": 0.03}))
 register(Method("ours-without-asl", "Ours w/o ASL", "Tian et al. 2023, ablation", (SEGMENTATION, MASKED_CRF),
                 network=unet_with_attention))
 register(Method("ours", "Ours", "Tian et al. 2023, eq. 7", (SEGMENTATION, MASKED_CRF, ATTENTIVE),
@@ -251,32 +317,32 @@ class Objective:
     def __init__(
         self,
         method: Method,
-        switches: MethodSwitches,
         lam: Mapping[str, float] | None = None,  # term name → weight in place of the method's
         start: Mapping[str, int] | None = None,  # term name → first iteration in place of the method's
+        own: Mapping[str, Any] | None = None,  # the method's own switches that differ from their defaults
     ):
-        "Raises ValueError when `lam` or `start` names a term that the method does not have."
-        self.switches, names = switches, [term.name for term in method.terms]
+        "Raises ValueError when `lam` or `start` names a term, or `own` a switch, that the method does not have."
+        names = [term.name for term in method.terms]
         for field_name, given in (("lam", lam or {}), ("start", start or {})):
             for name in given:
                 if name not in names:
                     raise ValueError(f"{field_name}_{name}: method {method.name!r} has the terms {', '.join(names)}")
-        self.terms = tuple(Term(t.name, t.loss, (lam or {}).get(t.name, t.weight), (start or {}).get(t.name, t.start))
+        self.own = method.switches(**(own or {}))
+        lam, start = lam or {}, start or {}
+        self.terms = tuple(replace(t, weight=lam.get(t.name, t.weight), start=start.get(t.name, t.start))
                            for t in method.terms)
 
     def __call__(
         self,
-        logits: Tensor,  # [N,C,H,W]
-        batch: Batch,
-        attention: SpatialSelfAttention | None = None,  # of the network that made the logits
-        step: int = 0,  # iterations done so far
+        evidence: Evidence,  # of one batch; gets the method's own switches
     ) -> tuple[Tensor, dict[str, Tensor]]:  # the loss with its graph; every term unweighted, and notes, detached
         "The loss of one batch and what to log of it. No value leaves the device."
-        evidence = Evidence(logits, batch, self.switches, attention)
-        total, logged = logits.new_zeros((), dtype=torch.float32), {}
+        evidence.own = self.own
+        total, logged = evidence.logits.new_zeros(()), {}
         for term in self.terms:
-            if step >= term.start and term.weight != 0:
+            factor = term.ramp(evidence.step / evidence.iterations) if term.ramp else 1.0
+            if evidence.step >= term.start and term.weight * factor != 0:
                 value = term.loss(evidence)
-                total = total + term.weight * value
+                total = total + term.weight * factor * value
                 logged[term.name] = value.detach()
         return total, {"loss": total.detach(), **logged, **evidence.notes}

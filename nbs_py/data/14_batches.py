@@ -397,13 +397,15 @@ class Batch:
     single_class: Tensor  # [N] bool, whether the unaugmented target holds at most one class
     index: Tensor  # [N] int64, the slice's number in the store
     ignore: int  # value of a pixel without target
+    pseudo: Tensor | None = None  # [N,S,S] int64, class id or `ignore`: labels that somebody guessed, if any
 
 
 class SliceStore:
     """All 2D slices of some cases, side by side in two flat tensors on the training device.
 
     Five bytes a pixel, native sizes kept. With the target "scribble" a case's dense label is never looked at; with
-    "label" no scribble is needed. Cases are read one at a time and not kept."""
+    "label" no scribble is needed. Cases are read one at a time and not kept. Pseudo labels, one byte more, lie beside
+    the targets once `set_pseudo` was called, and go through the same augmentation."""
 
     def __init__(
         self,
@@ -450,6 +452,8 @@ class SliceStore:
         self.single_class = torch.from_numpy(present[:, : self.classes].sum(1) <= 1).to(self.device)
         fill = np.where(present[:, self.ignore], self.ignore, 0).astype(np.uint8)
         self._fill = torch.from_numpy(fill).to(self.device)
+        self._pseudo: Tensor | None = None
+        self._pseudo_fill = self._fill
 
     def __len__(self) -> int:
         return len(self.names)
@@ -458,6 +462,49 @@ class SliceStore:
     def nbytes(self) -> int:
         "Bytes of all images and targets."
         return self._images.nbytes + self._targets.nbytes
+
+    @property
+    def pixels(self) -> int:
+        "Pixels of all slices together: the length of what `set_pseudo` takes."
+        return self._targets.numel()
+
+    def span(
+        self,
+        number: int,  # of a slice
+    ) -> tuple[slice, tuple[int, int]]:  # its place among all pixels, and its (height, width)
+        "Where a slice lies in a flat tensor over all pixels, row by row."
+        start, height, width = (int(table[number]) for table in (self._start, self._height, self._width))
+        return slice(start, start + height * width), (height, width)
+
+    def native(
+        self,
+        number: int,  # of a slice
+    ) -> tuple[Tensor, Tensor]:  # image [Y,X] float32, target [Y,X] uint8: views, on the store's device
+        "One slice as it was read."
+        place, shape = self.span(number)
+        return self._images[place].view(shape), self._targets[place].view(shape)
+
+    def drawn(self) -> Tensor:
+        "[pixels] bool: where the target holds a class."
+        return self._targets != self.ignore
+
+    def set_pseudo(
+        self,
+        labels: Tensor,  # [pixels] uint8, class id or `ignore`, slice after slice, row by row
+        fill: int | None = None,  # what a rotation brings in; None: `ignore` where the slice's labels have one, else 0
+    ) -> None:
+        "Lay pseudo labels beside the targets; batches carry them from now on. Raises ValueError for another shape."
+        if labels.shape != self._targets.shape or labels.dtype != torch.uint8:
+            raise ValueError(f"labels: found {labels.dtype} {tuple(labels.shape)}, expected uint8 ({self.pixels},)")
+        self._pseudo = labels.to(self.device)
+        if fill is not None:
+            self._pseudo_fill = torch.full_like(self._fill, fill)
+            return
+        unsure = (self._pseudo == self.ignore).to(torch.int64).cumsum(0)
+        last = (self._start + self._height * self._width - 1).to(self.device)
+        ends = unsure[last]
+        some = torch.diff(ends, prepend=ends.new_zeros(1)) > 0
+        self._pseudo_fill = torch.where(some, self.ignore, 0).to(torch.uint8)
 
     def batch(
         self,
@@ -475,12 +522,18 @@ class SliceStore:
         position += self._start[rows, None, None]
         pixels = position.flatten().to(self.device)
         index = index.to(self.device)
-        # index_select on flat tensors is several times faster than indexing with [N,S,S]
-        image, target = (flat.index_select(0, pixels).view(position.shape) for flat in (self._images, self._targets))
-        if inside is not None:
-            inside = inside.to(self.device)
-            image, target = image.where(inside, 0), target.where(inside, self._fill[index, None, None])
-        return Batch(image[:, None], target.long(), self.single_class[index], index, self.ignore)
+        inside = None if inside is None else inside.to(self.device)
+
+        def gather(flat: Tensor, fill: Tensor | int) -> Tensor:
+            # index_select on flat tensors is several times faster than indexing with [N,S,S]
+            found = flat.index_select(0, pixels).view(position.shape)
+            return found if inside is None else found.where(inside, fill)
+
+        image, target = gather(self._images, 0), gather(self._targets, self._fill[index, None, None]).long()
+        pseudo = None
+        if self._pseudo is not None:
+            pseudo = gather(self._pseudo, self._pseudo_fill[index, None, None]).long()
+        return Batch(image[:, None], target, self.single_class[index], index, self.ignore, pseudo)
 
     def _checked(self, index: Tensor, size: int, draw: Draw | None) -> Tensor:
         "The index as an int64 vector, once all arguments of `batch` are known to fit."

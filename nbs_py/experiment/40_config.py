@@ -26,11 +26,12 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from attenscribble.book import one_of
 from attenscribble.data.datasets import SOURCES
 from attenscribble.method.objective import RELEASED, MethodSwitches, Objective, method_named
+from attenscribble.rivals import branches, pseudo, regularisers, teachers
 
 # %%
 from attenscribble.book import exercise
@@ -68,7 +69,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": {"size": 256, "batch": 12, "iterations": 60_000},
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
-GROUPS = ("pce", "crf", "ssa", "asl", "lam", "start", "data")  # `crf_mask` is the field `mask` of `crf`
+GROUPS = ("pce", "crf", "ssa", "asl", "lam", "start", "own", "data")  # `crf_mask` is the field `mask` of `crf`
+RIVALS = (pseudo, teachers, branches, regularisers)  # to import them is to register their methods
 PLACES = ("root", "output", "archive", "device", "resume", "log_every")  # what a run computes does not depend on these
 
 
@@ -88,7 +90,7 @@ class Config(MethodSwitches):
     "Everything that decides a run. Build it with `Config.from_flat`; it never changes afterwards."
 
     dataset: str = Field("phantom", description="which data: phantom, acdc, wsl4mis")
-    method: str = Field("ours", description="a registered method: fully, pce, ours-without-asl, ours")
+    method: str = Field("ours", description="a registered method; `attenscribble methods` lists them")
     fold: int = Field(1, ge=1, description="test fold, counted from 1")
     seed: int = Field(2022, ge=0, description="of weights, batches, augmentation and dropout (2022: released)")
     profile: Literal["smoke", "mini", "fast", "paper"] = Field("smoke", description="how much to compute")
@@ -99,7 +101,7 @@ class Config(MethodSwitches):
     size: int = Field(256, ge=16, description="side of the network's input in px")
     batch: int = Field(12, ge=1, description="slices an iteration")
     iterations: int = Field(60_000, ge=1, description="optimiser steps")
-    lr: float | None = Field(None, gt=0, description="start of the schedule; None: the method's own")
+    lr: float = Field(0.01, gt=0, description="start of the schedule (released)")
     attention_lr: float | None = Field(None, gt=0, description="the same for the attention; None: as lr")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD (released)")
     weight_decay: float = Field(1e-4, ge=0, description="on all parameters (released)")
@@ -108,6 +110,7 @@ class Config(MethodSwitches):
     augmentation: Literal["dataset", "acdc", "chaos", "none"] = Field("dataset", description="what slices go through")
     lam: dict[str, float] = Field({}, description="term → weight in place of the method's")
     start: dict[str, int] = Field({}, description="term → first iteration in place of the method's")
+    own: dict[str, Any] = Field({}, description="the method's own switches, those that differ from their defaults")
 
     checkpoint: Literal["last", "best_val"] = Field("last", description="which weights are tested")
     validation: float = Field(0.1, gt=0, lt=1, description="share of training patients that best_val holds out")
@@ -135,6 +138,13 @@ class Config(MethodSwitches):
             raise ValueError(f"the network halves its input four times: {size} is not a multiple of 16")
         return size
 
+    @field_validator("own")
+    @classmethod
+    def plain(cls, own: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        "The method's switches as their own types; those at their defaults are left out."
+        switches = method_named(info.data.get("method", "ours")).switches
+        return switches(**own).model_dump(exclude_defaults=True)
+
     @field_validator("device")
     @classmethod
     def known_device(cls, name: str) -> str:
@@ -146,25 +156,34 @@ class Config(MethodSwitches):
 
     @model_validator(mode="after")
     def terms_exist(self) -> "Config":
-        Objective(method_named(self.method), self, self.lam, self.start)  # raises on a term the method lacks
+        self.objective()  # raises on a term the method lacks
         return self
+
+    def objective(self) -> Objective:
+        "The method's terms with this run's weights, starts and switches."
+        return Objective(method_named(self.method), self.lam, self.start, self.own)
 
     @classmethod
     def from_flat(
         cls,
         **given: Any,  # flat names; None = not given
     ) -> "Config":
-        "Defaults, then profile, then preset, then what is given. Raises ValueError naming every wrong field."
+        """Defaults, then the method's settings, the profile, the preset, and what is given.
+
+        Raises ValueError naming every wrong field.
+        """
         given = {name: value for name, value in given.items() if value is not None}
-        known = flat_names()
+        method = method_named(given.get("method", "ours"))
+        known = flat_names() + [f"own_{name}" for name in method.switches.model_fields]
         for name in given:
             if name not in known and not name.startswith(("lam_", "start_", "data_")):
                 near = get_close_matches(name, known, n=1)
                 raise ValueError(f"{name}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else ""))
         profile = choose_profile(given)
         preset = one_of("preset", given.get("preset", "paper"), PRESETS)
-        terms = {term.name for term in method_named(given.get("method", "ours")).terms}
-        fills = {name: value for name, value in (PROFILES[profile] | PRESETS[preset]).items()
+        own = {f"own_{name}": value for name, value in method.switches.released.items()} if preset == "released" else {}
+        terms = {term.name for term in method.terms}
+        fills = {name: value for name, value in (method.settings | PROFILES[profile] | PRESETS[preset] | own).items()
                  if name.partition("_")[0] != "start" or name.partition("_")[2] in terms}
         if given.get("dataset", "phantom") != "phantom":  # the options a profile fills in are the phantom's
             fills = {name: value for name, value in fills.items() if not name.startswith("data_")}
@@ -191,8 +210,9 @@ class Config(MethodSwitches):
 
     @property
     def run_id(self) -> str:
-        "A readable name with a short hash of every setting that changes the outcome."
-        digest = hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()[:8]
+        "A readable name with a short hash of every setting that changes the outcome and is not at its default."
+        changed = {name: value for name, value in self.differences().items() if name in self.decisive}
+        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.dataset}-{self.method}-fold{self.fold}-seed{self.seed}-{self.profile}-{digest}"
 
 

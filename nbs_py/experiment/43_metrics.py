@@ -533,14 +533,14 @@ def format_table(
 ) -> pd.DataFrame:  # a row per class and "Avg"; the columns "DSC", "HD95 (mm)", "n"; named after the policy
     "A summary as the paper prints it: 0.87(0.079) and 10.72(19.34); a dash where no volume counts."
     table = pd.DataFrame(index=summary.index)
-    table["DSC"] = [_mean_std(*pair, small=3) for pair in zip(summary["dsc_mean"], summary["dsc_std"], strict=True)]
-    table["HD95 (mm)"] = [_mean_std(*pair) for pair in zip(summary["hd95_mm_mean"], summary["hd95_mm_std"],
+    table["DSC"] = [mean_std(*pair, small=3) for pair in zip(summary["dsc_mean"], summary["dsc_std"], strict=True)]
+    table["HD95 (mm)"] = [mean_std(*pair) for pair in zip(summary["hd95_mm_mean"], summary["hd95_mm_std"],
                                                            strict=True)]
     table["n"] = summary["dsc_n"]
     return table.rename_axis(index=None, columns=f"policy: {summary['policy'].iloc[0]}")
 
 
-def _mean_std(mean: float, std: float, small: int = 2) -> str:
+def mean_std(mean: float, std: float, small: int = 2) -> str:
     "Two decimals each, but `small` for a standard deviation below 0.1."
     if np.isnan(mean):
         return "–"

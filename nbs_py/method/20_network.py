@@ -229,15 +229,30 @@ class UNet2d(nn.Module):
         image: Tensor,  # [N,in_channels,H,W] float, sides divisible by `side_multiple`
     ) -> Tensor:  # [N,classes,H,W] logits, in the dtype and memory format the convolutions give
         "Logits for every pixel."
+        return self.head(climb(self.decoder, self.encode(image)))
+
+    def encode(
+        self,
+        image: Tensor,  # [N,in_channels,H,W] float, sides divisible by `side_multiple`
+    ) -> list[Tensor]:  # [N,channels[s],H/2^s,W/2^s] for each stage s
+        "The features of every encoder stage."
         _check_image(image, self.in_channels, self.side_multiple)
-        skips = []
+        stages = []
         for stage in self.encoder:
             image = stage(image)
-            skips.append(image)
-        features = skips.pop()
-        for stage in self.decoder:
-            features = stage(features, skips.pop())
-        return self.head(features)
+            stages.append(image)
+        return stages
+
+
+def climb(
+    decoder: nn.ModuleList,  # of `UpStage`, the coarsest first
+    stages: Sequence[Tensor],  # what `UNet2d.encode` gives
+) -> Tensor:  # [N,channels[0],H,W]
+    "From the deepest features up to full size, joining each encoder stage on the way."
+    *skips, features = stages
+    for stage in decoder:
+        features = stage(features, skips.pop())
+    return features
 
 
 # %%

@@ -1,0 +1,118 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Commands
+#
+# > What there is, asked from a terminal.
+#
+# **The question.** Which names may stand behind `-p method`, `-p dataset` and `-p profile`, and whom do they credit?
+#
+# ```bash
+# attenscribble methods     # every method: name, title, source
+# attenscribble datasets    # every dataset: what it is, where it was found on this machine, how to get it
+# attenscribble profiles    # how much each profile computes
+# ```
+
+# %%
+#| default_exp experiment.commands
+
+# %%
+#| export
+import argparse
+from collections.abc import Sequence
+
+from attenscribble.data.datasets import datasets
+from attenscribble.experiment.config import PROFILES
+from attenscribble.method.objective import METHODS
+
+# %%
+from contextlib import redirect_stdout
+from io import StringIO
+
+from attenscribble.book import exercise
+
+
+# %% [markdown]
+# ## Lists that cannot be out of date
+#
+# All lists are read off the registries that training itself uses.
+
+# %%
+#| export
+def columns(
+    rows: Sequence[Sequence[str]],
+) -> str:  # one line a row, columns aligned
+    "Rows of text as a table for the terminal."
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def list_methods() -> str:
+    "Every registered method: name, title in the tables, loss terms, source."
+    return columns([(m.name, m.title, " + ".join(t.name for t in m.terms), m.source) for m in METHODS.values()])
+
+
+def list_datasets() -> str:
+    "Every dataset: name, what it is, and its folder on this machine or how to get it."
+    return columns([(row["name"], row["about"], row["folder"] or f"not here; {row['obtain']}") for row in datasets()])
+
+
+# %%
+print(list_methods())
+
+
+# %%
+#| export
+def list_profiles() -> str:
+    "Every profile: name and the settings it fills in."
+    return columns([(name, ", ".join(f"{k}={v}" for k, v in fills.items())) for name, fills in PROFILES.items()])
+
+
+COMMANDS = {"methods": list_methods, "datasets": list_datasets, "profiles": list_profiles}
+
+
+def main(
+    arguments: Sequence[str] | None = None,  # of the command line; None: the program's own
+) -> int:  # exit status
+    "The command `attenscribble`. A wrong name ends with status 2 and the choices."
+    parser = argparse.ArgumentParser(prog="attenscribble", description="Scribble-supervised segmentation: what exists.",
+                                     epilog="To train: papermill train.ipynb -p dataset acdc, in the folder nbs.")
+    parts = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, function in COMMANDS.items():
+        parts.add_parser(name, help=function.__doc__.split(":")[0].lower())
+    print(COMMANDS[parser.parse_args(arguments).command]())
+    return 0
+
+
+# %%
+with redirect_stdout(StringIO()) as said:
+    assert main(["methods"]) == 0
+lines = said.getvalue().splitlines()
+assert len(lines) == len(METHODS) and lines[0].startswith("fully")
+
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Implement** a list of those methods that need no second network and no guessed labels.
+
+# %%
+def check_simple(f):
+    names = f()
+    assert "pce" in names and "ours" in names and "ustm" not in names and "random-walker" not in names
+
+def my_simple():
+    return list(METHODS)  # improve this
+
+exercise(check_simple, my_simple, solution=lambda: [m.name for m in METHODS.values() if not (m.teacher or m.pseudo)])
+
+# %% [markdown]
+# ## Recap
+#
+# `main` is the command `attenscribble`; its lists come from the registries.
