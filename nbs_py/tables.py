@@ -29,9 +29,12 @@ preset: str = ""  # paper, released; empty: both
 policy: str = "standard"  # how empty masks count: standard, legacy
 
 # %%
+from pathlib import Path
+
 from IPython.display import Markdown, display
 from matplotlib.pyplot import show, subplots
 
+from attenscribble.book import save_figure
 from attenscribble.experiment.config import PRESETS, PROFILES
 from attenscribble.experiment.metrics import METRICS, POLICIES
 from attenscribble.experiment.tables import (
@@ -75,6 +78,7 @@ frames = {name: show_table(name) for name in chosen}
 # ## Does the order agree?
 #
 # Kendall's τ between our order of the methods and the paper's, and the pairs that swap, for each preset that was run.
+# Orange: a method in a swapped pair.
 
 # %%
 def show_order(name, frame, version):
@@ -85,9 +89,12 @@ def show_order(name, frame, version):
         print(f"{name}, preset {version}: no order: {error}")
         return
     print(f"{name}, preset {version}", *agreements.values(), sep="\n  ")
-    axes = subplots(1, 2, figsize=(8.5, 0.8 + 0.32 * len(agreements["dsc"].methods)), layout="constrained")[1]
+    if len(agreements["dsc"].methods) < 2:
+        return
+    figure, axes = subplots(1, 2, figsize=(8.5, 0.8 + 0.32 * len(agreements["dsc"].methods)), layout="constrained")
     for axis, metric in zip(axes, METRICS, strict=True):
         plot_order(axis, frame, metric, version)
+    print(save_figure(figure, Path(output).resolve() / f"order-{name}-{version}"))
     show()
 
 def presets_run(frame):

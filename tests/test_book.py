@@ -368,7 +368,7 @@ def copy(tmp_path_factory) -> Path:
 def book_env(request, tmp_path) -> dict[str, str]:
     "The environment of a chapter: untouched exercises have to fail; the real data, where they are."
     env = {name: value for name, value in os.environ.items() if name not in ("ATTENSCRIBBLE_DATA", "MPLBACKEND")}
-    env |= {"ATTENSCRIBBLE_CHECK_BOOK": "1", "IPYTHONDIR": str(tmp_path)}
+    env |= {"ATTENSCRIBBLE_CHECK_BOOK": "1", "IPYTHONDIR": str(tmp_path), "ATTENSCRIBBLE_CACHE": str(tmp_path)}
     try:
         return env | {"ATTENSCRIBBLE_DATA": str(request.getfixturevalue("data_root"))}
     except pytest.skip.Exception:

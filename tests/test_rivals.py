@@ -15,6 +15,7 @@ from attenscribble.data.phantom import phantom
 from attenscribble.experiment.commands import main
 from attenscribble.experiment.config import Config
 from attenscribble.experiment.inference import predict_volume
+from attenscribble.experiment.metrics import dice
 from attenscribble.experiment.training import train
 from attenscribble.method.objective import (
     METHODS,
@@ -173,8 +174,7 @@ def chance(found: np.ndarray, label: np.ndarray, rng) -> float:
 
 
 def mean_dsc(found: np.ndarray, label: np.ndarray) -> float:
-    masks = [(found == c, label == c) for c in (1, 2, 3)]
-    return float(np.mean([2 * (a & b).sum() / max(1, a.sum() + b.sum()) for a, b in masks]))
+    return float(np.nanmean([dice(found == c, label == c) for c in (1, 2, 3)]))
 
 
 @pytest.mark.parametrize("name", sorted({*PAPER, *BEYOND} - {"fully", "pce", "ours", "ours-without-asl"}))

@@ -24,7 +24,8 @@ def output_text(notebook: dict) -> str:
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_every_method_runs_on_the_phantom(root, tmp_path, method):
+def test_every_method_runs_on_the_phantom(root, tmp_path, method, monkeypatch):
+    monkeypatch.setenv("ATTENSCRIBBLE_CACHE", str(tmp_path / "cache"))
     done = papermill(root, "train.ipynb", str(tmp_path / "out.ipynb"), "-p", "method", method, "-p", "output",
                      str(tmp_path), *SMALL, *PHANTOM)
     assert done.returncode == 0, done.stderr[-3000:]
