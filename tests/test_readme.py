@@ -2,7 +2,14 @@
 
 import re
 
-from attenscribble.experiment.tables import results_table
+from attenscribble.experiment.tables import (
+    compare,
+    describe,
+    order_agreement,
+    read_results,
+    results_table,
+    write_table,
+)
 
 
 def test_the_thirty_second_example_runs_and_reaches_every_parameter(root):
@@ -18,3 +25,25 @@ def test_the_table_of_results_is_that_of_the_result_files(root):
     text = (root / "README.md").read_text()
     table = text.split("<!-- results -->\n")[1].split("\n<!-- end of results -->")[0]
     assert table == results_table(root / "results"), "put the output of results_table('results') between the marks"
+
+
+def test_the_order_beside_the_paper_is_that_of_the_result_files(root):
+    agreement = order_agreement(compare(read_results(root / "results", profile="mini"), 1))
+    said = f"{agreement['dsc'].tau:.2f} by DSC and\n{agreement['hd95_mm'].tau:.2f} by HD95"
+    assert said in (root / "README.md").read_text() and len(agreement["dsc"].methods) == 12
+
+
+def test_the_tables_in_figures_are_those_of_the_result_files(root, tmp_path):
+    results = read_results(root / "results")
+    for table in (1, 2):
+        for path in write_table(compare(results, table), describe(results, table), f"table{table}", tmp_path):
+            kept = (root / "figures" / path.name).read_text()
+            assert kept == path.read_text(), f"{path.name} is out of date: papermill tables.ipynb, in nbs"
+
+
+def test_the_ablation_that_the_readme_quotes_is_on_file(root):
+    (result,) = read_results(root / "results" / "ablation")
+    average = compare([result], 1).dropna(how="all", axis=0).query("seeds > 0")
+    dsc, hd95 = (average[metric]["Avg"]["ours_mean"].item() for metric in ("dsc", "hd95_mm"))
+    assert f"it reaches {dsc:.2f} and {hd95:.1f} mm" in (root / "README.md").read_text()
+    assert result["settings"]["ssa_block"] == "residual" and result["preset"] == "paper"
