@@ -500,7 +500,7 @@ class SliceStore:
         if fill is not None:
             self._pseudo_fill = torch.full_like(self._fill, fill)
             return
-        unsure = (self._pseudo == self.ignore).to(torch.int64).cumsum(0)
+        unsure = (self._pseudo == self.ignore).cumsum(0, dtype=torch.int32)
         last = (self._start + self._height * self._width - 1).to(self.device)
         ends = unsure[last]
         some = torch.diff(ends, prepend=ends.new_zeros(1)) > 0
