@@ -472,15 +472,21 @@ def grow_labels(case, z, rounds=(8, 12, 20), side=64, **own):
 
 
 # %%
-shown = grow_labels(case, z)
-figure, axes = panels(1 + len(shown))
-draw(axes[0], image, scribble=scribble, ignore=IGNORE, title="strokes")
-for axis, (turn, found) in zip(axes[1:], shown, strict=True):
-    known = found != IGNORE
-    draw(axis, image, label=found, outline=label, ignore=IGNORE,
-         title=f"{turn} updates: {known.mean():.0%} labelled,\n{(found == label)[known].mean():.0%} of them right")
-    axis.contour(known, [0.5], colors="white", linewidths=1, linestyles="dotted")
-class_legend(figure, NAMES)
+def plot_growth(case, z):
+    "Strokes, then the labels after some updates over the true outline; dotted: the border of what is labelled."
+    shown = grow_labels(case, z)
+    figure, axes = panels(1 + len(shown))
+    draw(axes[0], case.image[z], scribble=case.scribble[z], ignore=IGNORE, title="strokes")
+    for axis, (turn, found) in zip(axes[1:], shown, strict=True):
+        known = found != IGNORE
+        draw(axis, case.image[z], label=found, outline=case.label[z], ignore=IGNORE,
+             title=f"{turn} updates: {known.mean():.0%} labelled,\n"
+                   f"{(found == case.label[z])[known].mean():.0%} of them right")
+        axis.contour(known, [0.5], colors="white", linewidths=1, linestyles="dotted")
+    class_legend(figure, NAMES)
+
+
+plot_growth(case, z)
 
 # %% [markdown]
 # Dotted: the border of what is labelled; outside of it nothing is taken for true. (Background labels are drawn transparent.)
@@ -512,6 +518,8 @@ try:
             erased += bool(real.label[s].any() and not rule.any())
     print(f"{len(scores)} slices: mean DSC of the guessed labels {np.mean(scores):.3f}; "
           f"the released rule erases the heart on {erased}")
+    plot_walker_rules(real, [len(real.image) // 2, len(real.image) - 2])
+    plot_growth(real, len(real.image) // 2)
 except (ValueError, OSError) as error:
     print(f"skipped, no ACDC here: {str(error).splitlines()[0]}")
 

@@ -329,8 +329,10 @@ else:
     planes = planes_of(heart.read(patient)[0] for patient in heart.patients[:4])
     batch = SliceStore(planes, classes=4, ignore=4).batch(torch.arange(4), SIDE)
     real = SliceStore(planes, classes=4, ignore=4, target="label").batch(torch.arange(4), SIDE).target
-    first, second = (probs.argmax(1) for probs in answers(learn(), batch.image))
+    both = answers(learn(), batch.image)
+    first, second = (probs.argmax(1) for probs in both)
     differ, wrong = first != second, first != real
+    plot_mixtures((0.0, 0.5, 1.0), *both, batch.image)
     print(f"wrong where they differ ({differ.float().mean():.0%} of the pixels): {wrong[differ].float().mean():.0%}; "
           f"wrong where they agree: {wrong[~differ].float().mean():.0%}")
 

@@ -384,6 +384,7 @@ if folder.is_dir():
              "same, as released": lambda P: mumford_shah_loss(P, plane, swapped=True), "entropy": entropy_loss}
     for name, bill in bills.items():
         print(f"{name:18} {bill(sure).abs().item():.4f} in place, {bill(sure.roll(4, 3)).abs().item():.4f} moved")
+    plot_pulls(bills, plane, torch.tensor(real.label[s]).long()[None])
 else:
     print(f"skipped: no ACDC folder at {folder}; set ATTENSCRIBBLE_DATA")
 
