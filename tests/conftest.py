@@ -14,6 +14,12 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Guesses are cached in the test's folder, not in the user's."
+    monkeypatch.setenv("ATTENSCRIBBLE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     "The folder with the real data (acdc/, wsl4mis_h5/, …): $ATTENSCRIBBLE_DATA, else shared/data beside the project."

@@ -45,6 +45,8 @@ from attenscribble.rivals.teachers import (
     uncertainty,
 )
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 PAPER = ("fully", "pce", "random-walker", "ustm", "scribble2label", "mumford-shah", "entropy-minimisation", "gated-crf",
          "contour", "dual-branch", "ours-without-asl", "ours")
 BEYOND = ("dmsps", "scribblevs", "contour-walker")
@@ -63,11 +65,6 @@ def draws(*given):
     "(turns, flip, angle) of each slice."
     turns, flip, angle = (torch.tensor(column) for column in zip(*given, strict=True))
     return Draw(turns, flip, angle.double())
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTENSCRIBBLE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

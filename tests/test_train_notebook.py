@@ -8,6 +8,8 @@ import pytest
 
 from attenscribble.experiment.commands import METHODS
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SMALL = ["-p", "iterations", "6", "-p", "size", "48", "-p", "batch", "4", "-p", "log_every", "2"]
 PHANTOM = ["-p", "data_patients", "5", "-p", "data_side", "48", "-p", "data_slices", "4"]
 
@@ -24,8 +26,7 @@ def output_text(notebook: dict) -> str:
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_every_method_runs_on_the_phantom(root, tmp_path, method, monkeypatch):
-    monkeypatch.setenv("ATTENSCRIBBLE_CACHE", str(tmp_path / "cache"))
+def test_every_method_runs_on_the_phantom(root, tmp_path, method):
     done = papermill(root, "train.ipynb", str(tmp_path / "out.ipynb"), "-p", "method", method, "-p", "output",
                      str(tmp_path), *SMALL, *PHANTOM)
     assert done.returncode == 0, done.stderr[-3000:]

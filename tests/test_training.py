@@ -15,6 +15,8 @@ from attenscribble.experiment.runs import run_experiment
 from attenscribble.experiment.training import load_model, start_training, train, training_patients
 from attenscribble.method.objective import METHODS, Method, Term, register, scribble_term
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 BUILT_IN = ("fully", "pce", "ours-without-asl", "ours")  # the rivals have tests of their own
 
 
@@ -37,11 +39,6 @@ def with_cases(dataset: Dataset, change) -> Dataset:
 
 def weights(state) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in state.model.parameters()])
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTENSCRIBBLE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].target == "scribble"])
