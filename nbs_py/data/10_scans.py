@@ -857,4 +857,4 @@ exercise(check_second_pass, my_volume, solution=lambda: np.linspace(0, 1, 1000))
 # Exported: `Case` and `Dataset`, which refuse contradictions; `scale_intensities`; the loaders `acdc` and `wsl4mis`;
 # `already_cut`, which tells raw volumes from scaled ones; `DataError`. What may surprise: scaling twice is harmless on
 # integers and not on floats; a label can match its image in shape and still lie mirrored. [The next chapter](11_scribbles.ipynb) draws scribbles where nobody did;
-# [chapter 13](13_datasets.ipynb) finds a dataset by its name.
+# [chapter 16](16_datasets.ipynb) finds a dataset by its name.

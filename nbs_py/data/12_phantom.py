@@ -679,4 +679,4 @@ exercise(check_level, my_level, solution=lambda: 0.1 + 0.95 * np.sqrt(0.75))
 #
 # Exported: `phantom`, the data set; below it `Heart`, `draw_heart`, `heart_label`, `draw_body`, `blob_level`, `paint`,
 # `acquire`. The surprise: what makes a phantom useful for weak labels is not the heart but everything around it that
-# looks like one. [The next chapter](13_datasets.ipynb) puts it beside the real data sets, under one name each.
+# looks like one. [The next chapter](16_datasets.ipynb) puts it beside the real data sets, under one name each.

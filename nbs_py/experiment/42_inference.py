@@ -281,7 +281,7 @@ assert [part.training for part in training] == [True, True, False]
 #
 # Say the network is right: it returns the true label, read at $S\times S$. The DSC of what comes back is a **ceiling** for
 # every method on this route. Solid: pixel centres aligned. Dashed: `back="nearest"`, as in the released evaluation, which reads
-# $\lfloor yS/Y\rfloor$ ([Batches](../data/14_batches.ipynb) shows the shift).
+# $\lfloor yS/Y\rfloor$ ([Batches](../data/17_batches.ipynb) shows the shift).
 
 # %%
 def returned(label, size, mode="nearest-exact"):

@@ -93,7 +93,7 @@ class_legend(figure, NAMES)
 # %% [markdown]
 # ## One store for all guesses
 #
-# Guessed labels lie beside the scribbles in the [slice store](../data/14_batches.ipynb), are turned and flipped with
+# Guessed labels lie beside the scribbles in the [slice store](../data/17_batches.ipynb), are turned and flipped with
 # them, and reach the loss as `batch.pseudo`. What makes them is an object with one duty: `refresh` before each step.
 
 # %%

@@ -341,4 +341,4 @@ exercise(check_leaks, my_leaks, solution_leaks)
 # ## Recap
 #
 # Exported: `open_dataset`, `find_dataset`, `datasets`, and `SOURCES` with one `Source` per dataset. What may surprise: a given
-# root is the only place looked in. [The next chapter](14_batches.ipynb) turns cases into batches.
+# root is the only place looked in. [The next chapter](17_batches.ipynb) turns cases into batches.
