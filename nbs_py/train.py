@@ -38,6 +38,7 @@ lr: float = None  # first learning rate; None: the profile's or the method's
 checkpoint: str = "last"  # last, or best_val: lowest loss on held-out training patients' scribbles
 precision: str = "auto"  # auto, float32, bfloat16
 device: str = "auto"  # auto, cpu, cuda, cuda:1
+devices: int = 1  # processes that train together, each on a GPU of its own or on a part of the CPU
 resume: bool = True  # go on from the run folder's checkpoint
 
 # %% [markdown]

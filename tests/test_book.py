@@ -37,6 +37,9 @@ LARGER = {  # module or notebook → why it may be larger
     "attenscribble/data/batches.py": "one index map from its four parts to the store that uses it",
     "attenscribble/experiment/figures.py": "the paper's three figures: a network's sketch, circles, panels of runs",
     "attenscribble/experiment/tables.py": "from result files to written tables, one path with its checks",
+    "attenscribble/method/mcrf.py": "one walk twice, in PyTorch and in C, side by side",
+    "attenscribble/method/asl.py": "one visit twice, in PyTorch and in C, side by side",
+    "attenscribble/method/ssa.py": "attention with its log-sum-exp, the layers made of it, how they attach to a network",
     "attenscribble/method/objective.py": "a table of switches, a line each, beside the terms that read them",
     "attenscribble/experiment/training.py": "the loop stays in one place, with what it writes and shows",
 }

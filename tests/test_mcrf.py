@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from attenscribble.book import assert_same
-from attenscribble.method.mcrf import Affinity, affinity_map, half_window, masked_crf_loss
+from attenscribble.machine import native
+from attenscribble.method import mcrf
+from attenscribble.method.mcrf import WALK, Affinity, affinity_map, half_window, masked_crf_loss
 
 
 def scene(shape=(2, 3, 7, 6), modalities=1, seed=0, labelled=0.3, dtype=torch.float64):
@@ -116,6 +118,58 @@ def test_blocks_leave_no_seam(monkeypatch, block, mask_neighbours):
     options = dict(unlabelled=unlabelled, radius=3, mask_neighbours=mask_neighbours)
     assert_same_in_logits(lambda P: masked_crf_loss(P, image, **options),
                           lambda P: by_matrix(P, image, **options), probs)
+
+
+@pytest.fixture
+def compiled():
+    if native(WALK, CLASSES=2, MODALITIES=1) is None:
+        pytest.skip("no C compiler, or ATTENSCRIBBLE_NATIVE=0")
+
+
+@pytest.fixture
+def in_pytorch(monkeypatch):
+    monkeypatch.setenv("ATTENSCRIBBLE_NATIVE", "0")
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("mask_neighbours", [True, False])
+@pytest.mark.parametrize("shape, radius", [((2, 4, 33, 17), 5), ((1, 2, 70, 5), 3), ((3, 3, 1, 40), 2),
+                                           ((1, 5, 6, 16), 9)])
+def test_c_equals_pytorch(shape, radius, mask_neighbours, threads):
+    probs, image, unlabelled = scene(shape, modalities=2, dtype=torch.float32)
+    kernel = Affinity(radius, 3.0, 0.3, mask_neighbours)
+    used = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            arguments = probs.to(memory_format=layout), image.to(memory_format=layout), unlabelled, kernel, True
+            energy, gradient = mcrf._walk_in_c(*arguments)
+            expected, slope = mcrf._walk(*[a.double() if torch.is_tensor(a) and a.is_floating_point() else a
+                                           for a in arguments])
+            assert_close(energy.double(), expected, rtol=2e-6, atol=1e-6)
+            assert_close(gradient.double(), slope, rtol=1e-5, atol=1e-6)
+            assert gradient.stride() == arguments[0].stride()
+    finally:
+        torch.set_num_threads(used)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_c_hands_on_what_is_no_number():
+    probs, image, unlabelled = scene((1, 3, 9, 9), labelled=0, dtype=torch.float32)
+    probs[0, 1, 4, 4] = torch.nan
+    assert masked_crf_loss(probs, image, unlabelled=unlabelled).isnan()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_c_is_used_for_float32_and_only_there(monkeypatch):
+    walked = []
+    walk = mcrf._walk
+    monkeypatch.setattr(mcrf, "_walk", lambda probs, *rest: walked.append(probs.dtype) or walk(probs, *rest))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        probs, image, unlabelled = scene((1, 3, 9, 9), dtype=dtype)
+        masked_crf_loss(probs, image, unlabelled=unlabelled)
+    assert walked == [torch.float64, torch.bfloat16]
 
 
 @pytest.mark.parametrize("radius", [1, 5])
@@ -321,6 +375,7 @@ def test_no_gradient_is_made_under_no_grad(monkeypatch):
     assert ways == [False, True]
 
 
+@pytest.mark.usefixtures("in_pytorch")
 def test_memory_stays_far_below_an_unfolded_tensor():
     from torch.utils._python_dispatch import TorchDispatchMode
 

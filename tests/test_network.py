@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from attenscribble.method.network import UNet2d, UpStage, field_square, field_width, receptive_fields
+from attenscribble.method.network import Dropout, UNet2d, UpStage, drop, field_square, field_width, receptive_fields
 
 CHANNELS = (16, 32, 64, 128, 256)
 
@@ -47,7 +47,7 @@ def test_every_stage_has_the_layers_of_the_paper_s_network():
     model = UNet2d(1, 4)
     block = [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU]
     for i, (stage, p) in enumerate(zip(model.encoder, (0.05, 0.1, 0.2, 0.3, 0.5), strict=True)):
-        assert [type(layer) for layer in stage] == [nn.MaxPool2d] * (i > 0) + block + [nn.Dropout] + block
+        assert [type(layer) for layer in stage] == [nn.MaxPool2d] * (i > 0) + block + [Dropout] + block
         assert stage[-4].p == p and {stage[-1].negative_slope, stage[-5].negative_slope} == {0.01}
     assert len(model.decoder) == 4
     assert not any(isinstance(layer, nn.Dropout) for layer in model.decoder.modules())
@@ -191,3 +191,24 @@ def test_the_square_follows_the_field():
     assert field_square(field, 1) == pytest.approx((6, 14, 2.5))
     assert field_square(7 * field.roll((3, -2), (0, 1)), 1) == pytest.approx((9, 12, 2.5))
     assert [field_width(field, share) for share in (0.03, 0.35, 0.4)] == pytest.approx([1, 3, 5])
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_drop_keeps_the_mean_and_draws_afresh(channels):
+    torch.manual_seed(0)
+    ones = torch.ones(64, 32, 8, 6).to(memory_format=torch.channels_last)
+    found, again = (drop(ones, 0.3, channels=channels) for _ in range(2))
+    assert found.is_contiguous(memory_format=torch.channels_last) and found.unique().numel() == 2
+    assert abs((found == 0).float().mean() - 0.3) < (0.05 if channels else 0.005) and not torch.equal(found, again)
+    assert_close(found.max(), torch.tensor(1 / 0.7), rtol=1e-4, atol=0)
+    shares = (found == 0).float().mean((2, 3))
+    assert (shares.unique().numel() == 2) is channels
+    torch.manual_seed(0)
+    assert torch.equal(drop(ones, 0.3, channels=channels), found)
+
+
+def test_drop_has_the_gradient_of_what_it_kept():
+    features = torch.rand(2, 3, 4, 4, dtype=torch.float64).requires_grad_()
+    found = drop(features, 0.5)
+    found.sum().backward()
+    assert torch.equal(features.grad, 2.0 * (found != 0))

@@ -35,6 +35,9 @@ class Draw:
     def __len__(self) -> int:
         return len(self.turns)
 
+    def __getitem__(self, part: slice) -> "Draw":
+        return Draw(self.turns[part], self.flip[part], self.angle[part])
+
 
 AUGMENTATIONS = ("acdc", "chaos", "none")
 

@@ -209,11 +209,14 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, SpatialImage]:
 def _as_mask(volume: np.ndarray, where: object, ignore: int | None = None) -> np.ndarray:
     "Class ids of ACDC as uint8; raise DataError if any other value is found."
     allowed = [*range(len(ACDC_CLASSES))] + ([] if ignore is None else [ignore])
-    if not (right := np.isin(volume, allowed)).all():
+    with np.errstate(invalid="ignore"):  # NaN becomes some number, and is not equal to it
+        ids = volume.astype(np.uint8)
+    right = (ids == volume) & (ids < len(allowed))  # `ignore` follows the class ids
+    if not right.all():
         values, counts = np.unique(volume[~right], return_counts=True)
         found = ", ".join(f"{value} ({count}×)" for value, count in zip(values[:5], counts[:5], strict=True))
         raise DataError(where, f"the values {found}", f"only {allowed}")
-    return volume.astype(np.uint8)
+    return ids
 
 
 def _check_same_grid(path: Path, mask: SpatialImage, image: SpatialImage, check_affine: bool) -> None:

@@ -36,7 +36,8 @@ PROFILES: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
 GROUPS = ("pce", "crf", "ssa", "asl", "lam", "start", "own", "data")  # `crf_mask` is the field `mask` of `crf`
 RIVALS = (pseudo, teachers, branches, regularisers)  # to import them is to register their methods
-PLACES = ("root", "output", "archive", "device", "resume", "log_every")  # what a run computes does not depend on these
+# what a run computes does not depend on these
+PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume", "log_every")
 
 # %% ../../nbs/experiment/40_config.ipynb #58941c93
 class Config(MethodSwitches):
@@ -73,6 +74,8 @@ class Config(MethodSwitches):
         "nearest-exact", description="masks back to the scan's grid; nearest (released) shifts them by half a pixel")
     hd95: bool = Field(True, description="score HD95 in mm; false where the voxel spacing is unknown")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    devices: int = Field(1, ge=1, description="processes that train together, each on a GPU or a part of the CPU")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="the network by torch.compile; auto: on a GPU")
 
     output: str = Field("", description="folder for run folders; empty: runs/ of the clone, else of the current folder")
     archive: str = Field("", description="folder that also gets the result's JSON, such as ../results")
@@ -106,6 +109,13 @@ class Config(MethodSwitches):
             if kind == "cuda" and not torch.cuda.is_available():
                 raise ValueError("no CUDA device is available: use device=auto or cpu")
         return name
+
+    @model_validator(mode="after")
+    def one_device_each(self) -> "Config":
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
+                             "expected auto, cpu or cuda")
+        return self
 
     @model_validator(mode="after")
     def terms_exist(self) -> "Config":

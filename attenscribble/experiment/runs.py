@@ -35,7 +35,9 @@ from ..data.scans import Case, DataError, Dataset
 from .config import Config
 from .inference import predict_volume, save_mask
 from .metrics import POLICIES, format_table, score_case, summarise
-from .training import Training, choose_device, choose_precision, train
+from .processes import joined
+from .training import Training, choose_device, choose_precision, train, train_in_processes
+from ..machine import native, processes, rank
 from ..method.objective import attention_of, method_named
 from ..method.ssa import attention_maps, plot_attention
 
@@ -154,9 +156,10 @@ def score(mask: np.ndarray, case: Case, dataset: Dataset, config: Config, policy
 def run_experiment(
     config: Config,
     watch: Callable[[Training], None] | None = None,  # such as `LiveCurves()`
-) -> Outcome:
+) -> Outcome | None:  # None only under `torchrun`, in all processes but number 0
     """Train on a fold, segment its test volumes, score them, write the result.
 
+    With `devices` above 1 the training runs in as many fresh processes; under `torchrun`, in those that it started.
     Raises DataError, before anything is trained, on data that lacks what the run needs; RuntimeError when another
     process is at work in the run folder.
     """
@@ -164,17 +167,22 @@ def run_experiment(
     check_scorable(dataset, config)
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            return locked_run(config, dataset, folder, watch)
-    except Timeout:
-        raise RuntimeError(f"{folder}: another process is working on this run") from None
+    with joined(config.device):
+        if rank():
+            train(config, dataset, folder)
+            return None
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                return locked_run(config, dataset, folder, watch)
+        except Timeout:
+            raise RuntimeError(f"{folder}: another process is working on this run") from None
 
 
 def locked_run(config: Config, dataset: Dataset, folder: Path, watch: Callable | None) -> Outcome:
     "The run itself, inside its folder's lock."
     write_json(config.model_dump(), folder / "config.json")
-    state = train(config, dataset, folder, watch)
+    apart = config.devices > 1 and processes() == 1
+    state = (train_in_processes if apart else train)(config, dataset, folder, watch)
     if state.best:
         state.model.load_state_dict(state.best["model"])
     started = time.perf_counter()
@@ -184,7 +192,9 @@ def locked_run(config: Config, dataset: Dataset, folder: Path, watch: Callable |
         "title": method_named(config.method).title, "fold": config.fold, "seed": config.seed,
         "profile": config.profile, "preset": config.preset, "checkpoint": config.checkpoint,
         "checkpoint_step": state.best.get("step", state.step), "test_volumes": len(masks),
-        "machine": machine_kind(state.device), "train_seconds": round(state.seconds, 1),
+        "machine": machine_kind(state.device), "processes": max(config.devices, processes()),
+        "kernels": "C" if state.device.type == "cpu" and native("") else "PyTorch",
+        "train_seconds": round(state.seconds, 1),
         "test_seconds": round(time.perf_counter() - started, 1), "precision": precision_used(config),
         "differences": {name: value for name, value in config.differences().items() if name in config.decisive},
         "settings": config.decisive, "data_source": dataset.source, "software": software(), "last_log": state.log[-1],

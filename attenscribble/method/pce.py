@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..machine import share_of
+
 # %% ../../nbs/method/21_pce.ipynb #ff28d879
 def partial_cross_entropy(
     logits: Tensor,  # [N,C,H,W] float, finite
@@ -21,7 +23,8 @@ def partial_cross_entropy(
     """Cross-entropy averaged over the annotated pixels Ω_L: eq. 1 of the AttenScribble paper.
 
     Half-precision logits are raised to float32 before the logarithm. Without an annotated pixel the loss is exactly 0
-    and so is its gradient. Never waits for the device. Raises TypeError or ValueError for a wrong dtype, shape or
+    and so is its gradient. Of several processes each gets its share: the shares add up to the loss of the whole batch.
+    Never waits for the device. Raises TypeError or ValueError for a wrong dtype, shape or
     option; a class id outside 0 … C−1 is named on the CPU only, because looking for one on a GPU would wait for it.
     """
     _check(logits, scribble, ignore, reduction)
@@ -31,9 +34,9 @@ def partial_cross_entropy(
     # reduction "none", then a plain sum: the built-in sum and mean are not deterministic on a GPU
     surprise = F.nll_loss(log_probs, scribble, ignore_index=ignore, reduction="none")  # [N,H,W], 0 outside Ω_L
     if reduction == "batch":
-        return surprise.sum() / labelled.sum().clamp(min=1)
+        return share_of(surprise.sum(), labelled.sum())
     pixels = labelled.sum((1, 2))  # [N]
-    return (surprise.sum((1, 2)) / pixels.clamp(min=1)).sum() / (pixels > 0).sum().clamp(min=1)
+    return share_of((surprise.sum((1, 2)) / pixels.clamp(min=1)).sum(), (pixels > 0).sum())
 
 # %% ../../nbs/method/21_pce.ipynb #6d8524da
 def _check(logits: Tensor, scribble: Tensor, ignore: int, reduction: str) -> None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ..method.network import UNet2d, climb
+from ..machine import share_of
+from ..method.network import UNet2d, climb, drop
 from attenscribble.method.objective import (
     Evidence,
     Method,
@@ -55,7 +56,7 @@ class DualBranchUNet(UNet2d):
         stages = self.encode(image)
         self.auxiliary = None
         if self.training:
-            seen = [F.dropout2d(features, self.drop) for features in stages]
+            seen = [drop(features, self.drop, channels=True) for features in stages]
             self.auxiliary = self.second_head(climb(self.second_decoder, seen))
         return self.head(climb(self.decoder, stages))
 
@@ -119,7 +120,8 @@ def soft_label_term(evidence: Evidence) -> Tensor:
     both = evidence.logits, second_logits(evidence)
     probs = [logits.softmax(1) for logits in both]
     target = mixed_probs(*probs, torch.rand(()).to(both[0].device))
-    return sum(F.cross_entropy(x, target) for x in (probs if evidence.own.double_softmax else both)) / 2
+    losses = [F.cross_entropy(x, target, reduction="sum") for x in (probs if evidence.own.double_softmax else both)]
+    return share_of(sum(losses), 2 * target[:, 0].numel())
 
 
 register(Method("dmsps", "DMSPS", "Han et al. 2024, Medical Image Analysis; first stage",

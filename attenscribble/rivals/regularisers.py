@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from ..machine import rank, share_of
 from ..method.mcrf import masked_crf_loss
 from attenscribble.method.objective import (
     SEGMENTATION,
@@ -32,7 +33,8 @@ def entropy_loss(
     probs: Tensor,  # [N,C,H,W] probabilities P
 ) -> Tensor:  # [] in 0 … 1
     "Mean entropy of all pixels over its largest value ln C (Grandvalet and Bengio 2004; WSL4MIS)."
-    return -(probs * (probs + 1e-6).log()).sum(1).mean() / math.log(probs.shape[1])
+    entropy = -(probs * (probs + 1e-6).log()).sum()
+    return share_of(entropy, probs[:, 0].numel()) / math.log(probs.shape[1])
 
 
 def entropy_term(evidence: Evidence) -> Tensor:
@@ -67,7 +69,7 @@ def mumford_shah_loss(
     mean = (values * shares).sum((2, 3), keepdim=True) / shares.sum((2, 3), keepdim=True).clamp(min=1e-6)
     level = ((values - mean).square() * shares).sum()
     border = sum(probs.diff(dim=axis).abs().sum() for axis in (2, 3))
-    return (level + border) / probs[:, 0].numel()
+    return share_of(level + border, probs[:, 0].numel())
 
 
 class MumfordShahSwitches(Switches):
@@ -102,8 +104,8 @@ def contour_length(
 ) -> Tensor:  # [] mean over images, organs and pixels
     "How much contour the organs have."
     contour = soft_contour(probs)
-    kept = contour[1:] if drop_first else contour[:, 1:]
-    return kept.sum() / max(1, kept.numel())
+    kept = contour[int(rank() == 0):] if drop_first else contour[:, 1:]
+    return share_of(kept.sum(), kept.numel())
 
 
 def perimeter_loss(
@@ -116,7 +118,7 @@ def perimeter_loss(
     known = reference != ignore
     onehot = F.one_hot(reference.where(known, 0), probs.shape[1]).movedim(-1, 1).to(probs.dtype)
     lengths = [soft_contour(masks)[:, 1:].sum((2, 3)) for masks in (probs, onehot)]
-    return (lengths[0] - lengths[1]).square().mean() / reference[0].numel()
+    return share_of((lengths[0] - lengths[1]).square().sum(), lengths[0].numel()) / reference.shape[1:].numel()
 
 
 class ContourSwitches(Switches):

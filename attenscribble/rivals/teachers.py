@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..machine import own_rows, processes, share_of, whole
 from attenscribble.method.objective import (
     SEGMENTATION,
     Evidence,
@@ -73,7 +74,8 @@ def uncertainty(
 
 def _noisy(image: Tensor) -> Tensor:
     "With noise of standard deviation 0.1, cut at ±0.2 (released)."
-    return image + (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)
+    noise = own_rows(lambda count: torch.randn(count, *image.shape[1:], device=image.device), len(image))
+    return image + (0.1 * noise).clamp(-0.2, 0.2)
 
 
 class UstmSwitches(Switches):
@@ -102,9 +104,9 @@ def consistency_term(evidence: Evidence) -> Tensor:
     largest = math.log(2 if own.two_classes else said.shape[1])
     progress = evidence.step / evidence.iterations
     sure = uncertainty(mean) < (0.75 + 0.25 * rise()(progress)) * largest
-    evidence.notes["sure"] = sure.float().mean()
+    evidence.notes["sure"] = share_of(sure.sum(), sure.numel())
     gap = (evidence.probs.rot90(turns, (2, 3)) - said).square()
-    return (gap * sure).sum() / (2 * sure.sum() + 1e-16)
+    return share_of((gap * sure).sum(), 2 * sure.sum())
 
 
 register(Method("ustm", "USTM", "Liu et al. 2022; WSL4MIS, ustm_2D",
@@ -142,8 +144,8 @@ def competition_term(evidence: Evidence) -> Tensor:
     theirs = evidence.ask(evidence.teacher, batch.image)
     losses = [partial_cross_entropy(logits, batch.target, ignore=batch.ignore)
               for logits in (theirs, evidence.logits.detach())]
-    wins = losses[0] < losses[1]
-    evidence.notes["teacher_wins"] = wins.float()
+    wins = whole(losses[0] - losses[1]) < 0
+    evidence.notes["teacher_wins"] = wins / processes()
     probs = torch.where(wins, theirs.softmax(1), evidence.probs.detach())
     labels = firm_labels(probs, own.threshold, batch.ignore)
     return dense_loss(evidence.logits, labels, ignore=batch.ignore)

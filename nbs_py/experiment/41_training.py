@@ -18,10 +18,13 @@
 
 # %%
 #| export
+import json
 import os
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,14 +33,19 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from attenscribble.data.batches import SliceStore, batches, draw_augmentation
+from attenscribble.data.batches import Batch, SliceStore, batches, draw_augmentation
+from attenscribble.data.datasets import open_dataset
 from attenscribble.data.scans import Dataset
 from attenscribble.experiment.config import Config
-from attenscribble.method.objective import Evidence, attention_of, method_named
+from attenscribble.experiment.processes import joined, launched, share_statistics
+from attenscribble.machine import processes, rank, split, whole
+from attenscribble.method.objective import Evidence, Objective, attention_of, method_named
 from attenscribble.method.pce import partial_cross_entropy
 
 # %%
@@ -61,7 +69,9 @@ def choose_device(
     name: str = "auto",
 ) -> torch.device:  # `auto`: the first CUDA device, else the CPU
     "The device to train on."
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if name == "auto":
+        name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def choose_precision(
@@ -94,14 +104,17 @@ def poly_lr(
 
 
 def make_optimiser(model: nn.Module, config: Config) -> torch.optim.SGD:
-    "SGD over two groups: the attention has a learning rate of its own. `initial_lr` keeps each group's start."
+    """SGD over two groups: the attention has a learning rate of its own. `initial_lr` keeps each group's start.
+
+    Fused: one pass over each parameter where PyTorch's loop makes three."""
     lr = config.lr
     attention = attention_of(model)
     inside = {id(p) for p in attention.parameters()} if attention else set()
     groups = [{"params": [p for p in model.parameters() if id(p) not in inside], "initial_lr": lr}]
     if attention:
         groups.append({"params": list(attention.parameters()), "initial_lr": config.attention_lr or lr})
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
 
 
 # %%
@@ -190,6 +203,8 @@ def start_training(config: Config, dataset: Dataset) -> Training:
     torch.manual_seed(config.seed)
     model = method.network(1, dataset.classes, config)
     model = model.to(device, memory_format=torch.channels_last)
+    if processes() > 1:
+        model = share_statistics(model)
     teacher = method.teacher(model, config.objective().own) if method.teacher else None
     return Training(config, model, make_optimiser(model, config), device, teacher)
 
@@ -241,20 +256,73 @@ def make_store(dataset: Dataset, patients: tuple[str, ...], config: Config, devi
 def validation_loss(state: Training, store: SliceStore) -> float:
     "Partial cross-entropy on held-out training patients, in eval mode, averaged over slices."
     state.model.eval()
-    total = 0.0
+    total = torch.zeros((), device=store.device)
     for index in torch.arange(len(store)).split(state.config.batch):
         batch = store.batch(index, state.config.size)
         loss = partial_cross_entropy(state.model(batch.image), batch.target, ignore=batch.ignore)
-        total += float(loss) * len(index)
+        total += loss.detach() * len(index)
     state.model.train()
-    return total / len(store)
+    return float(whole(total)) / len(store)  # every process asked about all slices, and `loss` is its share
+
+
+# %% [markdown]
+# ## A step
+#
+# Run the network, sum the terms. `torch.compile` may fuse the network's layers; that takes a while and pays on a GPU. Where it does not work, the
+# layers run one by one. Under [many processes](39_processes.ipynb) `DistributedDataParallel` wraps this module, as the gradients of all that the loss
+# touches have to be added up, the attention's similarity included.
+
+# %%
+#| export
+class Step(nn.Module):
+    "From a batch to the loss."
+
+    def __init__(self, state: "Training", objective: Objective):
+        super().__init__()
+        config = state.config
+        self.model, self.rest = state.model, (state.teacher, config, objective)
+        self.precision = choose_precision(config.precision, state.device)
+        wanted = config.compile == "on" or (config.compile == "auto" and state.device.type == "cuda")
+        self.network = [torch.compile(state.model) if wanted else state.model]  # in a list: it is no second network
+
+    def forward(
+        self,
+        batch: Batch,
+        step: int,  # iterations done so far
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # this process's share of the loss, with its graph, and of what is logged
+        teacher, config, objective = self.rest
+        with torch.autocast(batch.image.device.type, self.precision, enabled=self.precision is not None):
+            logits = self._ask(batch.image)
+        return objective(Evidence(logits, batch, config, self.model, teacher, step, config.iterations, self.precision))
+
+    def _ask(self, image: Tensor) -> Tensor:
+        "The network's logits; the network as it is from then on, should its compiled form fail."
+        if self.network[0] is self.model:
+            return self.model(image)
+        try:
+            return self.network[0](image)
+        except Exception as error:
+            warnings.warn(f"torch.compile failed, the network runs uncompiled: {str(error)[:500]}", stacklevel=2)
+            self.network[0] = self.model
+            return self.model(image)
+
+
+def side_by_side(step: Step, device: torch.device) -> nn.Module:
+    "The step itself, or with others that run in other processes: gradients are then averaged over all."
+    if processes() == 1:
+        return step
+    for known in ("find_unused_parameters=True was specified", "`broadcast_buffers` is deprecated"):
+        warnings.filterwarnings("ignore", message=f".*{known}")
+    return DistributedDataParallel(step, [device] if device.type == "cuda" else None, broadcast_buffers=False,
+                                   find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 # %% [markdown]
 # ## The loop
 #
-# Six lines do the work: draw a batch, run the network, sum the terms, clear, backpropagate, step. A method's guessed
-# labels may refresh before, its teacher follows after. Everything else watches. Values are read from the device only when a row of the log is due, so the loop never waits for a print.
+# Six lines do the work: draw a batch, ask for its loss, clear, backpropagate, step. A method's guessed labels may refresh before, its teacher follows
+# after. Everything else watches. Values are read from the device only when a row of the log is due, so the loop never waits for a print. Of several
+# processes, number 0 writes.
 
 # %%
 #| export
@@ -264,33 +332,35 @@ def train(
     folder: Path | None = None,  # run folder for checkpoint and log; None: nothing is written
     watch: Callable[[Training], None] | None = None,  # called after each row of the log
 ) -> Training:
-    "Train a method on the training side of a fold. Raises FloatingPointError when the loss is no number."
+    """Train a method on the training side of a fold.
+
+    Raises FloatingPointError when the loss is no number, ValueError when a batch is too small for its processes."""
     state, method = start_training(config, dataset), method_named(config.method)
     fit, held = training_patients(dataset, config)
     store, objective = make_store(dataset, fit, config, state.device), config.objective()
+    check_batches(len(store), config)
     if method.pseudo:
-        state.pseudo = method.pseudo(store, objective.own, config.size)
+        with in_turn():
+            state.pseudo = method.pseudo(store, objective.own, config.size)
     checkpoint = folder / "checkpoint.pt" if folder else None
     if checkpoint and config.resume and checkpoint.is_file():
         state.load(checkpoint)
-    watchers = [w for w in (watch, Validation(state, dataset, held) if held else None) if w]
+    watchers = [w for w in (watch if rank() == 0 else None, Validation(state, dataset, held) if held else None) if w]
     kind = dataset.augmentation if config.augmentation == "dataset" else config.augmentation
-    precision = choose_precision(config.precision, state.device)
+    step_of = side_by_side(Step(state, objective), state.device)
     clock = time.perf_counter() - state.seconds
     with Progress(state) as progress:
         for step, index in numbered_batches(len(store), config, state.step):
             if state.pseudo is not None:
-                state.pseudo.refresh(state.model, step, precision)
+                state.pseudo.refresh(state.model, step, choose_precision(config.precision, state.device))
             chance = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            batch = store.batch(index, config.size, draw_augmentation(len(index), kind, chance))
+            draw = draw_augmentation(len(index), kind, chance)
             for group in state.optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * poly_lr(step, config)
-            with torch.autocast(state.device.type, precision, enabled=precision is not None):
-                logits = state.model(batch.image)
-            loss, terms = objective(Evidence(logits, batch, config, state.model, state.teacher, step,
-                                             config.iterations, precision))
-            state.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            with split(len(index)) as part:
+                loss, terms = step_of(store.batch(index[part], config.size, draw[part]), step)
+                state.optimiser.zero_grad(set_to_none=True)
+                (loss * processes()).backward()  # gradients are averaged; shares are to be summed
             state.optimiser.step()
             if state.teacher is not None:
                 state.teacher.follow(state.model, step)
@@ -300,11 +370,29 @@ def train(
                 progress.row(terms)
                 for watcher in watchers:
                     watcher(state)
-            if folder and (state.step % config.eval_every == 0 or state.step == config.iterations):
+            if folder and rank() == 0 and (state.step % config.eval_every == 0 or state.step == config.iterations):
                 state.seconds = time.perf_counter() - clock
                 state.save(checkpoint)
                 write_log(state.log, folder / "log.csv")
     return state
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    "Process 0 first, then the others: they find in the cache what it left there."
+    if rank():
+        dist.barrier()
+    yield
+    if rank() == 0 and processes() > 1:
+        dist.barrier()
+
+
+def check_batches(slices: int, config: Config) -> None:
+    "Raises ValueError when the smallest batch leaves a process without a slice."
+    smallest = min(slices, slices % config.batch or config.batch)
+    if smallest < processes():
+        raise ValueError(f"devices: {processes()} processes, but the last batch of an epoch has {smallest} of {slices} "
+                         f"slices (batch: {config.batch}); choose another batch")
 
 
 def numbered_batches(slices: int, config: Config, done: int) -> Iterator[tuple[int, Tensor]]:
@@ -340,19 +428,24 @@ class Progress:
     def __enter__(self) -> "Progress":
         config = self.state.config
         self.bar = tqdm(total=config.iterations, initial=self.state.step, desc=f"{config.method} on {config.dataset}",
-                        mininterval=1.0)
+                        mininterval=1.0, disable=processes() > 1)
         return self
 
     def row(self, terms: dict[str, Tensor]) -> None:
-        "Read the terms from the device, in one transfer, and log them."
-        values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
-        state = self.state
+        "Read the terms from the device, in one transfer, and log them: the shares of all processes together."
+        shares = whole(torch.stack([t.float() for t in terms.values()]))
+        values, state = dict(zip(terms, shares.tolist(), strict=True)), self.state
         if values["loss"] != values["loss"] or abs(values["loss"]) == float("inf"):
             raise FloatingPointError(f"iteration {state.step}: the loss is {values['loss']}; terms: {values}")
         rate = state.optimiser.param_groups[0]["lr"]
-        state.log.append({"step": state.step, "seconds": state.seconds, "lr": rate, **values})
-        self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
-        self.bar.update(state.step - self.bar.n)
+        self.show({"step": state.step, "seconds": state.seconds, "lr": rate, **values})
+
+    def show(self, row: dict[str, float]) -> None:
+        "Append a row to the log and move the bar."
+        self.state.log.append(row)
+        shown = {name: f"{value:.3g}" for name, value in row.items() if name not in ("step", "seconds", "lr")}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(row["step"] - self.bar.n)
 
     def __exit__(self, *problem: object) -> None:
         self.bar.close()
@@ -363,6 +456,59 @@ def write_log(rows: list[dict[str, float]], path: Path) -> None:
     partial = path.with_suffix(".partial")
     pd.DataFrame(rows).to_csv(partial, index=False)
     os.replace(partial, path)
+
+
+# %% [markdown]
+# ## The loop on many devices
+#
+# The notebook that asks for `devices=8` starts eight processes and listens: rows of the log arrive as lines, all else is printed as it comes. What they leave
+# behind is the checkpoint.
+
+# %%
+#| export
+ROW = "row of the log: "
+
+
+def say_row(state: Training) -> None:
+    "Print the newest row of the log as a line."
+    print(ROW + json.dumps(state.log[-1]), flush=True)
+
+
+def train_part(
+    folder: str,  # run folder with config.json
+) -> None:
+    "What each of several processes does: `train`, joined with the others."
+    config = Config(**json.loads((Path(folder) / "config.json").read_text()))
+    with joined(config.device):
+        train(config, open_dataset(config.dataset, config.root or None, **config.data), Path(folder), say_row)
+
+
+def train_in_processes(
+    config: Config,
+    dataset: Dataset,
+    folder: Path,  # run folder; config.json is there
+    watch: Callable[[Training], None] | None = None,  # called after each row of the log
+) -> Training:
+    """`train` in `config.devices` fresh processes on this machine.
+
+    Raises ValueError for want of GPUs, RuntimeError when a process fails."""
+    state = start_training(config, dataset)
+    if state.device.type == "cuda" and config.devices > torch.cuda.device_count():
+        raise ValueError(f"devices: found {config.devices}, expected at most {torch.cuda.device_count()}, as there are "
+                         "GPUs; device=cpu trains without them")
+    code = f"import sys; from {train_part.__module__} import train_part; train_part(sys.argv[1])"
+    with Progress(state) as progress:
+        for line in launched(config.devices, code, str(folder)):
+            if not line.startswith(ROW):
+                print(line)
+                continue
+            row = json.loads(line.removeprefix(ROW))
+            state.step, state.seconds = row["step"], row["seconds"]
+            progress.show(row)
+            if watch:
+                watch(state)
+    state.load(folder / "checkpoint.pt")
+    return state
 
 
 # %% [markdown]

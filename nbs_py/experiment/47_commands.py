@@ -25,10 +25,14 @@
 # %%
 #| export
 import argparse
+import sys
 from collections.abc import Sequence
 
 from attenscribble.data.datasets import datasets
-from attenscribble.experiment.config import PROFILES
+from attenscribble.data.scans import DataError
+from attenscribble.experiment.config import PROFILES, Config
+from attenscribble.experiment.runs import run_experiment
+from attenscribble.machine import rank
 from attenscribble.method.objective import METHODS
 
 # %%
@@ -74,6 +78,13 @@ def list_profiles() -> str:
     return columns([(name, ", ".join(f"{k}={v}" for k, v in fills.items())) for name, fills in PROFILES.items()])
 
 
+def train(settings: Sequence[str]) -> str:
+    "One run without a notebook: settings as NAME=VALUE. Under `torchrun`, all its processes train together."
+    pairs = dict(setting.partition("=")[::2] for setting in settings)
+    outcome = run_experiment(Config.from_flat(**pairs))
+    return f"{outcome.report()}\n{outcome.files()}" if outcome else ""
+
+
 COMMANDS = {"methods": list_methods, "datasets": list_datasets, "profiles": list_profiles}
 
 
@@ -82,11 +93,20 @@ def main(
 ) -> int:  # exit status
     "The command `attenscribble`. A wrong name ends with status 2 and the choices."
     parser = argparse.ArgumentParser(prog="attenscribble", description="Scribble-supervised segmentation: what exists.",
-                                     epilog="To train: papermill train.ipynb -p dataset acdc, in the folder nbs.")
+                                     epilog="To train in a notebook: papermill train.ipynb -p dataset acdc.")
     parts = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, function in COMMANDS.items():
         parts.add_parser(name, help=function.__doc__.split(":")[0].lower())
-    print(COMMANDS[parser.parse_args(arguments).command]())
+    parts.add_parser("train", help=train.__doc__).add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    given = parser.parse_args(arguments)
+    if given.command != "train":
+        print(COMMANDS[given.command]())
+        return 0
+    try:
+        print(train(given.settings), end="\n" if rank() == 0 else "")
+    except (ValueError, DataError) as error:
+        print(f"attenscribble train: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -20,6 +20,7 @@
 
 # %%
 #| export
+import ctypes
 import math
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from torch import Tensor
+
+from attenscribble.machine import address, native, share_of, steps
 
 # %%
 import itertools
@@ -388,31 +391,133 @@ def _gather(
     return gathered
 
 
+def _walk(
+    probs: Tensor, image: Tensor, unlabelled: Tensor, kernel: Affinity, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:  # [N] the pair sums; [N,C,H,W] their gradient in `probs`
+    "The pair sum of each image and its gradient, in PyTorch's own operations."
+    count, classes, height, width = probs.shape
+    below, right = _reach(kernel.radius, height, width)
+    lines, line = height + below, width + right
+    shifts = [(dy * line + dx, -(dy * dy + dx * dx) / (2 * kernel.sigma_xy**2))
+              for dy, dx in half_window(kernel.radius, height, width)]
+    field, features, sources = _lay_out(probs, image, unlabelled, kernel)
+    gathered = _gather(field, features, sources, shifts, with_gradient)
+    # one mask for p and q: eq. 4 meets each pair twice; a mask for p alone: `affinity` held both its turns
+    turns, gradient = 2 if kernel.mask_neighbours else 1, None
+    if with_gradient:
+        inside = gathered[:-1].view(classes, count, lines, line)[..., :height, :width]
+        gradient = torch.empty_like(probs, dtype=field.dtype).copy_(inside.transpose(0, 1)).mul_(-turns)
+        if kernel.mask_neighbours:
+            gradient.masked_fill_(~unlabelled, 0)
+        turns /= 2
+    pairs = field.mul_(gathered)
+    return (pairs[-1] - pairs[:-1].sum(0)).view(count, lines * line).sum(1).mul_(turns), gradient
+
+
+# %% [markdown]
+# ## Once more, in C
+#
+# The walk above writes and reads whole arrays for each offset. Nothing in the mathematics asks for that: the sums of one pixel fit
+# into registers. So here is the same walk [in C](../01_machine.ipynb), for 16 pixels of a row at a time. Now that memory is not the
+# price, half a window is not worth its bookkeeping: each pixel walks the whole window, writes to no other, and no thread waits for another.
+
 # %%
 #| export
+WALK = r"""
+#define ROWS 32  /* of a band: with its margins it stays in the cache of a core */
+
+void pair_energy(const float *probs, const int64_t *probs_step, const float *image, const int64_t *image_step,
+                 const uint8_t *unlabelled, int both, int count, int height, int width, int radius, float per_area,
+                 float per_step, double *energy, float *gradient, int threads) {
+    const int bands = (height + ROWS - 1) / ROWS, line = (width + LANES - 1) / LANES * LANES + 2 * radius + LANES;
+    const int64_t plane = (int64_t)(ROWS + 2 * radius) * line;
+    #pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int task = 0; task < count * bands; task++) {
+        /* planes of a band, zero in the margins: the pixels p, the pixels q, P of each class, the intensities */
+        float *source = calloc(plane * (2 + CLASSES + MODALITIES), sizeof(float));
+        float *field = source + plane, *features = field + plane * (1 + CLASSES);
+        const int n = task / bands, first = task % bands * ROWS, last = first + ROWS < height ? first + ROWS : height;
+        for (int y = first < radius ? 0 : first - radius; y < last + radius && y < height; y++) {
+            const int64_t to = (int64_t)(y - first + radius) * line + radius;
+            const uint8_t *free = unlabelled + ((int64_t)n * height + y) * width;
+            for (int x = 0; x < width; x++) source[to + x] = free[x], field[to + x] = both ? free[x] : 1;
+            for (int c = 0; c < CLASSES; c++) {
+                const float *from = probs + n * probs_step[0] + c * probs_step[1] + y * probs_step[2];
+                for (int x = 0; x < width; x++)
+                    field[(c + 1) * plane + to + x] = field[to + x] ? from[x * probs_step[3]] : 0;
+            }
+            for (int k = 0; k < MODALITIES; k++) {
+                const float *from = image + n * image_step[0] + k * image_step[1] + y * image_step[2];
+                for (int x = 0; x < width; x++) features[k * plane + to + x] = from[x * image_step[3]] * per_step;
+            }
+        }
+        double total = 0;
+        for (int y = first; y < last; y++)
+            for (int x = 0; x < width; x += LANES) {
+                const int64_t here = (int64_t)(y - first + radius) * line + radius + x;
+                const vec mine = load(source + here);
+                vec own[MODALITIES], sum[CLASSES + 1] = {};
+                for (int k = 0; k < MODALITIES; k++) own[k] = load(features + k * plane + here);
+                for (int dy = -radius; dy <= radius; dy++)
+                    for (int dx = -radius; dx <= radius; dx++) {
+                        const int64_t there = here + dy * line + dx;
+                        vec exponent = (vec){} - (dy * dy + dx * dx) * per_area;
+                        for (int k = 0; k < MODALITIES; k++) {
+                            const vec step = own[k] - load(features + k * plane + there);
+                            exponent -= step * step;
+                        }
+                        vec s = exp_negative(exponent) * (mine + load(source + there));
+                        if (dy == 0 && dx == 0) s = (vec){};
+                        for (int c = 0; c <= CLASSES; c++) sum[c] += s * load(field + c * plane + there);
+                    }
+                vec pairs = load(field + here) * sum[0];
+                for (int c = 1; c <= CLASSES; c++) pairs -= load(field + c * plane + here) * sum[c];
+                const int lanes = width - x < LANES ? width - x : LANES;
+                for (int i = 0; i < lanes; i++) total += pairs[i] / 2;
+                for (int c = 0; gradient && c < CLASSES; c++) {
+                    float *to = gradient + n * probs_step[0] + c * probs_step[1] + y * probs_step[2]
+                                + x * probs_step[3];
+                    for (int i = 0; i < lanes; i++) to[i * probs_step[3]] = field[here + i] ? -sum[c + 1][i] : 0;
+                }
+            }
+        energy[task] = total;
+        free(source);
+    }
+}
+"""
+
+
+def _walk_in_c(
+    probs: Tensor, image: Tensor, unlabelled: Tensor, kernel: Affinity, with_gradient: bool
+) -> tuple[Tensor, Tensor | None] | None:  # as `_walk`; None: not for these tensors, or no compiler
+    "The same in C, for float32 on a CPU."
+    if probs.device.type != "cpu" or probs.dtype != torch.float32 or not probs.numel():
+        return None
+    (count, classes, height, width), image = probs.shape, image.float()
+    library = native(WALK, CLASSES=classes, MODALITIES=image.shape[1])
+    if library is None:
+        return None
+    energy = probs.new_empty(count, -(-height // 32), dtype=torch.float64)  # of each band
+    gradient = torch.empty_strided(probs.shape, probs.stride()) if with_gradient else None
+    free = unlabelled.contiguous()
+    library.pair_energy(
+        address(probs), steps(probs), address(image), steps(image), address(free), int(kernel.mask_neighbours),
+        count, height, width, kernel.radius, ctypes.c_float(1 / (2 * kernel.sigma_xy**2)),
+        ctypes.c_float(1 / (math.sqrt(2) * kernel.sigma_i)), address(energy), address(gradient),
+        torch.get_num_threads())
+    return energy.sum(1).float(), gradient
+
+
 class _PairEnergy(torch.autograd.Function):
     "Σ_p Σ_q s(p,q)·(1 − Σ_c P_p P_q) of each image, [N]; its gradient in `probs` is found on the way."
 
     @staticmethod
     def forward(ctx, probs: Tensor, image: Tensor, unlabelled: Tensor, kernel: Affinity, with_gradient: bool) -> Tensor:
-        count, classes, height, width = probs.shape
-        below, right = _reach(kernel.radius, height, width)
-        lines, line = height + below, width + right
-        shifts = [(dy * line + dx, -(dy * dy + dx * dx) / (2 * kernel.sigma_xy**2))
-                  for dy, dx in half_window(kernel.radius, height, width)]
-        field, features, sources = _lay_out(probs, image, unlabelled, kernel)
-        gathered = _gather(field, features, sources, shifts, with_gradient)
-        # one mask for p and q: eq. 4 meets each pair twice; a mask for p alone: `affinity` held both its turns
-        turns = 2 if kernel.mask_neighbours else 1
+        arguments = probs, image, unlabelled, kernel, with_gradient
+        energy, gradient = _walk_in_c(*arguments) or _walk(*arguments)
         if with_gradient:
-            inside = gathered[:-1].view(classes, count, lines, line)[..., :height, :width]
-            gradient = torch.empty_like(probs, dtype=field.dtype).copy_(inside.transpose(0, 1)).mul_(-turns)
-            if kernel.mask_neighbours:
-                gradient.masked_fill_(~unlabelled, 0)
             ctx.save_for_backward(gradient)
-            turns /= 2
-        pairs = field.mul_(gathered)
-        return (pairs[-1] - pairs[:-1].sum(0)).view(count, lines * line).sum(1).mul_(turns)
+        return energy
 
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -448,8 +553,6 @@ def _padding_energy(
     return (affinity * outside).masked_fill(~unlabelled[:, 0], 0).sum((1, 2))
 
 
-# %%
-#| export
 def _check(probs: Tensor, image: Tensor, unlabelled: Tensor, denominator: str) -> None:
     "Raise unless shapes, types and options are those `masked_crf_loss` documents."
     if not probs.is_floating_point():
@@ -485,7 +588,8 @@ def masked_crf_loss(
     Every unordered pair counts twice, as in eq. 4. Σ_{i≠j} P_p^i P_q^j is taken as 1 − Σ_c P_p^c P_q^c, which
     presumes that the probabilities of a pixel sum to 1. An image without unlabelled pixels adds 0. The loss has a
     gradient in `probs` alone, and can be differentiated once: create_graph=True raises RuntimeError. A wrong shape,
-    type or option raises ValueError or TypeError. Never waits for the device, never unfolds.
+    type or option raises ValueError or TypeError. Never waits for the device, never unfolds. Of several processes each
+    gets its share: the shares add up to the loss of the whole batch.
     A compiler would unroll the walk over the window: under torch.compile, wrap it in `torch.compiler.disable`.
     """
     if unlabelled is None and probs.ndim == 4:
@@ -498,8 +602,8 @@ def masked_crf_loss(
         energy = energy + _padding_energy(image.detach(), unlabelled, kernel, energy.dtype)
     pixels = unlabelled.sum((1, 2, 3))
     if denominator == "batch":
-        return weight * energy.sum() / pixels.sum().clamp(min=1)
-    return weight * (energy / pixels.clamp(min=1)).sum() / max(1, len(energy))
+        return weight * share_of(energy.sum(), pixels.sum())
+    return weight * share_of((energy / pixels.clamp(min=1)).sum(), len(energy))
 
 
 # %% [markdown]
@@ -527,9 +631,12 @@ torch.testing.assert_close(leaf.grad[0], -2 * vote / free.sum())
 # %%
 batch = torch.randn(12, 4, 256, 256).softmax(1).requires_grad_()
 scans, gaps = torch.rand(12, 1, 256, 256), torch.rand(12, 1, 256, 256) < 0.99
-print("value and gradient, 12×4×256²:", cost(lambda: masked_crf_loss(batch, scans, unlabelled=gaps).backward()))
-rows_mib = 12 * 261**2 * 4 / 2**20
-print(f"held meanwhile: 2 fields of 5 rows, {10 * rows_mib:.0f} MiB, and the gradient, {batch.nbytes / 2**20:.0f} MiB")
+price = cost(lambda: masked_crf_loss(batch, scans, unlabelled=gaps).backward())
+print(f"value and gradient, 12×4×256²: {price}; the gradient alone is {batch.nbytes / 2**20:.0f} MiB")
+arguments = batch.detach(), scans, gaps, Affinity(), True
+print("without C:", cost(lambda: _walk(*arguments)))
+if found := _walk_in_c(*arguments):
+    torch.testing.assert_close(found, _walk(*arguments), rtol=1e-4, atol=1e-5)
 
 # %% [markdown]
 # ## What the loss does alone, and with strokes

@@ -23,6 +23,7 @@
 import math
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.pyplot import get_cmap
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from attenscribble.book import one_of
 
@@ -180,8 +183,147 @@ def plot_attention(
     return picture
 
 
+# %% [markdown]
+# ### One number of each row
+#
+# The kernel also knows the logarithm of the sum of a row's exponentials, $\ell_p = \log \sum_q e^{A_{pq}}$, and needs it for its own
+# backward pass. With it any single share is one product away, $e^{A_{pq} - \ell_p}$, which is all that
+# [chapter 24](24_asl.ipynb) will ask of this huge matrix. PyTorch throws it away. `attend` hands it out, and takes a gradient for it:
+#
+# $$\frac{\partial l}{\partial A_{pq}} = S_{pq}\,\Big(g_p \cdot v_q - \underbrace{\big(g_p \cdot a_p - \dot\ell_p\big)}_{\text{one number a row}}\Big),\qquad S = \mathrm{softmax}(A),$$
+#
+# where $g_p$ is the slope that arrives at $a_p$, and $\dot\ell_p$ the one at $\ell_p$. The kernel computes $g_p \cdot a_p$ from the two rows it is
+# given. Two more columns, $(1, 1)$ beside $g_p$, $-\dot\ell_p$ in two parts beside $a_p$ and zeros beside $v_q$, make it compute the
+# bracket: its one backward pass serves both.
+
 # %%
 #| export
+CHUNK = {"cpu": 2**19, "gpu": 2**26}  # numbers held at a time: about a core's cache; a few large products
+
+
+def chunk_of(
+    tensor: Tensor,
+) -> int:
+    "How many numbers to hold at a time on a tensor's device."
+    return CHUNK["cpu" if tensor.device.type == "cpu" else "gpu"]
+
+
+class _Attend(torch.autograd.Function):
+    "softmax(QKᵀ·scale)V and the log-sum-exp of each row, both with a gradient, from PyTorch's fused kernels."
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        if query.device.type == "cpu":
+            attended, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, 0.0, False, scale=scale)
+            chance = ()
+        else:
+            attended, log_sum, *chance = torch.ops.aten._scaled_dot_product_efficient_attention(
+                query, key, value, None, True, 0.0, False, scale=scale)
+        ctx.save_for_backward(query, key, value, attended, log_sum, *chance)
+        ctx.scale = scale
+        return attended, log_sum[..., : query.shape[2]].clone()  # a GPU's sums may be padded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_attended: Tensor | None, to_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+        query, key, value, attended, log_sum, *chance = ctx.saved_tensors
+        slope, width = torch.zeros_like(attended) if to_attended is None else _in_line(to_attended), value.shape[3]
+        if to_sum is not None:  # two parts, so that half precision keeps twice its digits
+            first = to_sum.to(value.dtype)
+            second = (to_sum - first).to(value.dtype)
+            value, (query, key) = F.pad(value, (0, 8)), (_widened(x, width + 8) for x in (query, key))
+            slope = F.pad(F.pad(slope, (0, 2), value=1.0), (0, 6))
+            attended = F.pad(torch.cat((attended, -torch.stack((first, second), -1)), -1), (0, 6))
+        if query.device.type == "cpu":
+            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                slope, query, key, value, attended, log_sum, 0.0, False, scale=ctx.scale)
+        else:
+            found = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
+                slope, query, key, value, None, attended, log_sum, *chance, 0.0, [True, True, True, False], False,
+                scale=ctx.scale)
+        return *(grad[..., : x.shape[3]] for grad, x in zip(found, ctx.saved_tensors[:3], strict=False)), None
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    "[…,d] with zeros up to `width`: the kernel for the CPU wants queries, keys and values of one width."
+    more = width - values.shape[-1]
+    return _in_line(F.pad(values, (0, more)) if more and values.device.type == "cpu" else values)
+
+
+def _in_line(values: Tensor) -> Tensor:
+    "The same with neighbours in the last axis side by side, which the kernels take for granted."
+    return values if values.stride(-1) == 1 else values.contiguous()
+
+
+@cache
+def _kernel_works(device: str, dtype: torch.dtype) -> bool:
+    "Whether the fused kernels are there and agree with the definition, tried once on a few numbers."
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, g, h = (torch.randn(1, 2, 9, 8, generator=draw).to(device, dtype) for _ in range(5))
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    plain = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
+            attended, log_sum = _Attend.apply(*leaves, 0.5)
+            logits = plain[0] @ plain[1].transpose(-2, -1) * 0.5
+            fused = ((attended * g).sum() + (log_sum * h[..., 0]).sum(), attended, log_sum)
+            exact = (((logits.softmax(-1) @ plain[2]) * g).sum() + (logits.logsumexp(-1) * h[..., 0]).sum(),
+                     logits.softmax(-1) @ plain[2], logits.logsumexp(-1))
+            pairs = zip((*fused[1:], *torch.autograd.grad(fused[0], leaves)),
+                        (*exact[1:], *torch.autograd.grad(exact[0], plain)), strict=True)
+            near = 1e-4 if dtype.itemsize > 2 else 0.05
+            return all(bool((a.double() - b).abs().max() < near * b.abs().max()) for a, b in pairs)
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError):
+        return False
+
+
+def attend(
+    query: Tensor,  # [N,n,hw,d_q] float
+    key: Tensor,  # [N,n,hw,d_q]
+    value: Tensor,  # [N,n,hw,d_v]
+    scale: float | None = None,  # of the logits; 1/√d_q unless told
+) -> tuple[Tensor, Tensor | None]:  # softmax(QKᵀ·scale)V [N,n,hw,d_v]; log Σ exp of each row of QKᵀ·scale [N,n,hw]
+    "Attention and, where the device's kernel gives it away, each row's log-sum-exp; else None in its place."
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    if query.device.type in ("cpu", "cuda") and _kernel_works(str(query.device), query.dtype):
+        width = max(query.shape[3], value.shape[3])
+        attended, log_sum = _Attend.apply(*(_widened(x, width) for x in (query, key, value)), scale)
+        return attended[..., : value.shape[3]], log_sum
+    return F.scaled_dot_product_attention(query, key, value, scale=scale), None
+
+
+def row_log_sum(
+    query: Tensor,  # [N,n,hw,d] float
+    key: Tensor,  # [N,n,hw,d]
+    scale: float,  # of the logits
+) -> Tensor:  # [N,n,hw]: log Σ_q exp(scale·q_p·k_q) of each row p
+    "The log-sum-exp of all rows, exact, in memory linear in hw, on any device."
+    _, log_sum = attend(query, key, key, scale)
+    if log_sum is not None:
+        return log_sum
+    rows = max(1, chunk_of(query) // (query.shape[0] * query.shape[1] * query.shape[2]))
+
+    def part(some: Tensor) -> Tensor:
+        return (some @ key.transpose(2, 3) * scale).logsumexp(-1)
+
+    return torch.cat([checkpoint(part, some, use_reentrant=False) for some in query.split(rows, 2)], 2)
+
+
+# %%
+torch.manual_seed(0)
+q, k, v, g = torch.randn(4, 1, 2, 30, 8)
+logits = lambda q, k: q @ k.transpose(2, 3) / 8**0.5
+assert_same(lambda q, k, v: (attend(q, k, v)[0] * g).sum() + (attend(q, k, v)[1] * g[..., 0]).sum(),
+            lambda q, k, v: ((logits(q, k).softmax(-1) @ v) * g).sum() + (logits(q, k).logsumexp(-1) * g[..., 0]).sum(),
+            q, k, v)
+
+# %%
+#| export
+Looks = tuple[Tensor, Tensor, Tensor | None]  # query and key [N,n,hw,d_q], log-sum-exp [N,n,hw] if at hand
+
+
 class _Attention(nn.Module):
     "Query, key and value of all heads of one layer: linear, without bias."
 
@@ -192,12 +334,12 @@ class _Attention(nn.Module):
         self.key = nn.Linear(width, heads * dim_query, bias=False)
         self.value = nn.Linear(width, heads * dim_value, bias=False)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "[N,hw,width] → what the heads attend to, side by side [N,hw,n·d_v], and query and key [N,n,hw,d_q]."
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Looks]:
+        "[N,hw,width] → what the heads attend to, side by side [N,hw,n·d_v], and how they look."
         query, key, value = (project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
                              for project in (self.query, self.key, self.value))
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return attended.transpose(1, 2).flatten(2), query, key
+        attended, log_sum = attend(query, key, value)
+        return attended.transpose(1, 2).flatten(2), (query, key, log_sum)
 
 
 # %% [markdown]
@@ -218,9 +360,9 @@ class _PaperLayer(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, hidden), nn.GELU(),
                                  nn.Linear(hidden, self.width))
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        attended, query, key = self.attention(tokens)
-        return attended + self.mlp(attended), query, key
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Looks]:
+        attended, looks = self.attention(tokens)
+        return attended + self.mlp(attended), looks
 
 
 # %% [markdown]
@@ -243,12 +385,12 @@ class _MixLayer(nn.Module):
         self.widen, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.neighbours = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        attended, query, key = self.attention(self.norm(tokens))
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Looks]:
+        attended, looks = self.attention(self.norm(tokens))
         tokens = tokens + self.join(attended)
         hidden = self.widen(self.norm_mix(tokens)).transpose(1, 2).unflatten(2, grid)  # [N,hidden,h,w]
         mixed = F.gelu(self.neighbours(hidden)).flatten(2).transpose(1, 2)
-        return tokens + self.narrow(mixed), query, key
+        return tokens + self.narrow(mixed), looks
 
 
 # %% [markdown]
@@ -290,9 +432,10 @@ class SpatialSelfAttention(nn.Module):
 
     `block` chooses the layer. "paper": the text, with no way around the attention; "residual": the same, added to
     the features; "prenorm_mixffn": the released code (a SegFormer block, a last LayerNorm in place of the last linear
-    map). After `forward`, `query` and `key` [N,L·n,h·w,d_q] (layer by layer, with graph) and `grid` (h,w) hold what
-    the attentive similarity is made of, and `similarity` is its 1×1 convolution, in PyTorch's start values: its
-    weight is negative every second time. Copies and pickles leave query and key behind.
+    map). After `forward`, `query` and `key` [N,L·n,h·w,d_q] (layer by layer, with graph), `log_sum` [N,L·n,h·w], the
+    log-sum-exp of each row of QKᵀ/√d_q (None where the device's kernel keeps it to itself), and `grid` (h,w) hold what
+    the attentive similarity is made of. `similarity` is its 1×1 convolution, in PyTorch's start values: its weight is
+    negative every second time. Copies and pickles leave the last forward pass behind.
     Raises ValueError for an unknown block, unusable sizes, and features that are not [N,d,h,w].
     """
 
@@ -320,28 +463,30 @@ class SpatialSelfAttention(nn.Module):
         self.similarity = nn.Conv2d(layers * heads, 1, 1)
         self.query: Tensor | None = None
         self.key: Tensor | None = None
+        self.log_sum: Tensor | None = None
         self.grid: tuple[int, int] | None = None
 
     def forward(
         self,
         features: Tensor,  # [N,d,h,w] float
     ) -> Tensor:  # [N,d,h,w]
-        "Attended features; leaves `query`, `key` and `grid` behind."
+        "Attended features; leaves `query`, `key`, `log_sum` and `grid` behind."
         if features.ndim != 4 or features.shape[1] != self.channels:
             raise ValueError(f"features: found {list(features.shape)}, expected [N,{self.channels},h,w]")
         grid = (features.shape[2], features.shape[3])
-        tokens, queries, keys = features.flatten(2).transpose(1, 2), [], []
+        tokens, found = features.flatten(2).transpose(1, 2), []
         for layer in self.layers:
-            tokens, query, key = layer(tokens, grid)
-            queries.append(query)
-            keys.append(key)
+            tokens, looks = layer(tokens, grid)
+            found.append(looks)
+        queries, keys, sums = zip(*found, strict=True)
         self.query, self.key, self.grid = torch.cat(queries, 1), torch.cat(keys, 1), grid
+        self.log_sum = None if None in sums else torch.cat(sums, 1)
         attended = self.last(tokens).transpose(1, 2).unflatten(2, grid)
         return features + attended if self.block == "residual" else attended
 
     def __getstate__(self) -> dict:
         "What a copy or a pickle takes along: query and key belong to one forward pass, and their graph cannot go."
-        return {**self.__dict__, "query": None, "key": None, "grid": None}
+        return {**self.__dict__, "query": None, "key": None, "log_sum": None, "grid": None}
 
 
 # %% [markdown]

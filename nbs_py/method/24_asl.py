@@ -20,6 +20,7 @@
 
 # %%
 #| export
+import ctypes
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attenscribble.book import one_of
+from attenscribble.machine import address, native, processes, share_of, whole
+from attenscribble.method.ssa import chunk_of, row_log_sum
 
 # %%
 import math
@@ -182,6 +185,7 @@ class _Window:
     there: Tensor  # [hw,J] int64: index of q = p + Δ_j; p itself where q is outside the grid
     back: Tensor  # [hw,J] int64: index of p − Δ_j; p itself outside
     inside: Tensor  # [hw,J] bool: q lies on the grid
+    behind: Tensor  # [hw,J] bool: p − Δ_j lies on the grid
     decay: Tensor  # [J]: M = exp(−|Δ_j|²/2σ²)
 
 
@@ -199,76 +203,74 @@ def _window(grid: tuple[int, int], radius: int, sigma: float, like: Tensor) -> _
         return torch.where(inside, v * width + u, place), inside
 
     there, inside = step(place // width + dy, place % width + dx)
-    back, _ = step(place // width - dy, place % width - dx)
-    return _Window(there, back, inside, torch.exp(-(dy**2 + dx**2).to(like.dtype) / (2 * sigma**2)))
+    back, behind = step(place // width - dy, place % width - dx)
+    return _Window(there, back, inside, behind, torch.exp(-(dy**2 + dx**2).to(like.dtype) / (2 * sigma**2)))
 
 
 # %% [markdown]
-# ### Whole rows pass by
+# ### A row in one number
 #
-# $A_{pq} = e^{z_{pq}} / \sum_k e^{z_{pk}}$ needs all logits z of the row p, for a moment. A few rows at a time: make the logits, take their sum
-# and the entries of the window, and let the next rows overwrite them.
+# $A_{pq} = e^{z_{pq} - \ell_p}$ with $\ell_p = \log \sum_k e^{z_{pk}}$: the whole row of logits z is felt through $\ell_p$ alone. The attention of
+# [chapter 23](23_ssa.ipynb) computed $\ell$ on its way and hands it over, so the huge matrix is made once, in pieces, for both. What is left to do
+# here is one product $q_p \cdot k_q$ for each entry of the window.
 
 # %%
-#| export
-CPU_CHUNK = 2**19  # logits held at a time: 2 MiB, about a core's cache (measured best of 2^16 … 2^21 at hw = 4096)
-GPU_CHUNK = 2**26  # 256 MiB: a few large products instead of many small ones
-
-
-def _logits(
-    query: Tensor,  # [B,hw,d], scale included
-    key: Tensor,  # [B,hw,d]
-) -> Iterator[tuple[slice, slice, Tensor]]:  # images, rows, and their logits, in a buffer that the next ones overwrite
-    "QKᵀ a chunk at a time: a few rows of one image, or several whole images."
-    count, cells, _ = query.shape
-    budget = CPU_CHUNK if query.device.type == "cpu" else GPU_CHUNK
-    images, rows = max(1, budget // max(1, cells**2)), min(cells, max(1, budget // max(1, cells)))
-    buffer = query.new_empty(min(images, count), rows, cells)
-    for i, p in itertools.product(range(0, count, images), range(0, cells, rows)):
-        image, row = slice(i, i + images), slice(p, p + rows)
-        part = query[image, row]
-        out = buffer[: part.shape[0], : part.shape[1]]
-        yield image, row, torch.bmm(part, key[image].transpose(1, 2), out=out)
+row = 4.0 * (closeness(asks, answers)[0] @ closeness(asks, answers)[1].transpose(2, 3))[0, 0, cell]
+read = near & (torch.arange(576) != cell)
+share = (row - row.logsumexp(0)).exp()
+torch.testing.assert_close(share[read], A[cell][read] / 576)
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.5), layout="constrained", width_ratios=(2.4, 1))
+axes[0].bar(range(576), share * 576, width=1, color="0.75", label="felt through one number, $\\ell_p$")
+axes[0].bar(torch.arange(576)[read], (share * 576)[read], width=1, color="#D55E00", label="read by eq. 6")
+axes[0].set(xlabel="cell q, in reading order", ylabel="share × hw", title="one row of A", xlim=(0, 576))
+axes[0].legend(frameon=False, fontsize=8)
+sides = torch.tensor([16, 32, 64, 128, 256])
+axes[1].plot(sides, 4 * sides**4 / 2**20, "o-", color="0.5", label="A")
+axes[1].plot(sides, 4 * 121 * sides**2 / 2**20, "o-", color="#D55E00", label="window and $\\ell$")
+axes[1].set(xscale="log", yscale="log", xlabel="side of the grid", ylabel="MiB, one image", xticks=sides)
+axes[1].set_xticklabels(sides.tolist())
+axes[1].minorticks_off()
+axes[1].legend(frameon=False, fontsize=8);
 
 
 # %% [markdown]
-# Backward makes the rows once more. With $g$ the slope that arrives at the window's entries, the slope in a logit is
-#
-# $$\frac{\partial l}{\partial z_{pq}} = \underbrace{g_{pq} A_{pq}}_{\text{window}} - A_{pq} \sum_{k \in \text{window}} g_{pk} A_{pk},$$
-#
-# a small number everywhere and a larger one in the window. Two products turn it into the gradients of Q and K.
+# The products, as one batched multiplication for a few rows at a time. $D_{pj} = a_p \cdot b_{p + \Delta_j}$ gives both directions, with query
+# and key in either role. Backward gathers too, and adds nothing into a shared place: the same numbers on every device, in every run.
 
 # %%
 #| export
-class _WindowAttention(torch.autograd.Function):
-    "softmax(QKᵀ) at a few columns of each row, [B,hw,K]: whole rows pass by, a chunk at a time; none is kept."
+class _WindowProducts(torch.autograd.Function):
+    "D[p,j] = a_p·b_{p+Δ_j} of [B,hw,d], [B,hw,J]; where p + Δ_j is outside, an arbitrary number that takes no slope."
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, columns: Tensor) -> Tensor:
-        attention = query.new_empty(len(query), *columns.shape)
-        log_sum = query.new_empty(*query.shape[:2], 1)  # of the exponentials of each row's logits
-        for image, row, logits in _logits(query, key):
-            largest = logits.amax(-1, keepdim=True)
-            total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-            attention[image, row] = logits.gather(-1, columns[row].expand(len(logits), -1, -1)).div_(total)
-            log_sum[image, row] = total.log_().add_(largest)
-        ctx.save_for_backward(query, key, columns, attention, log_sum)
-        return attention
+    def forward(ctx, a: Tensor, b: Tensor, window: _Window) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.window = window
+        found = a.new_empty(len(a), *window.there.shape)
+        for rows in _parts(a, window):
+            found[:, rows] = (b[:, window.there[rows]] @ a[:, rows, :, None])[..., 0]
+        return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, columns, attention, log_sum = ctx.saved_tensors
-        window = upstream * attention  # slope in the logits, were they not normalised
-        whole = -window.sum(-1, keepdim=True)  # what normalising takes back, spread over the row
-        to_query, to_key = torch.empty_like(query), key.new_zeros(len(key), key.shape[2], key.shape[1])
-        with torch.autocast(query.device.type, enabled=False):
-            for image, row, logits in _logits(query, key):
-                slope = logits.sub_(log_sum[image, row]).exp_().mul_(whole[image, row])
-                slope.scatter_add_(-1, columns[row].expand(len(slope), -1, -1), window[image, row])
-                to_query[image, row] = torch.bmm(slope, key[image])
-                to_key[image].baddbmm_(query[image, row].transpose(1, 2), slope)
-        return to_query, to_key.transpose(1, 2), None
+    def backward(ctx, slope: Tensor) -> tuple[Tensor | None, ...]:
+        (a, b), window = ctx.saved_tensors, ctx.window
+        to_a, to_b = torch.empty_like(a), torch.empty_like(b)
+        step = torch.arange(window.there.shape[1], device=a.device)
+        with torch.autocast(a.device.type, enabled=False):
+            for rows in _parts(a, window):
+                here = (slope[:, rows] * window.inside[rows])[:, :, None]  # [B,rows,1,J]
+                to_a[:, rows] = (here @ b[:, window.there[rows]])[:, :, 0]
+                back = (slope[:, window.back[rows], step] * window.behind[rows])[:, :, None]
+                to_b[:, rows] = (back @ a[:, window.back[rows]])[:, :, 0]
+        return to_a, to_b, None
+
+
+def _parts(like: Tensor, window: _Window) -> Iterator[slice]:
+    "Rows of the grid such that what they gather is one chunk."
+    cells, offsets = window.there.shape
+    rows = max(1, chunk_of(like) // max(1, len(like) * offsets * like.shape[2]))
+    return (slice(start, start + rows) for start in range(0, cells, rows))
 
 
 # %% [markdown]
@@ -346,7 +348,8 @@ def _check(probs: Tensor, query: Tensor, key: Tensor, weight: Tensor, bias: Tens
             raise ValueError(f"{name}: found {mask.dtype} {list(mask.shape)}, expected torch.bool {shape}")
 
 
-def _check_options(grid, cells, radius, sigma, logit_scale, similarity_scale, denominator, resize) -> None:
+def _check_options(grid, cells, radius, sigma, log_sum, query, logit_scale, similarity_scale, denominator,
+                   resize) -> None:
     "Raise unless the options are those `attentive_similarity_loss` documents."
     if len(grid) != 2 or grid[0] * grid[1] != cells:
         raise ValueError(f"grid: found {grid}, expected (h, w) of the {cells} cells that query and key have")
@@ -355,6 +358,9 @@ def _check_options(grid, cells, radius, sigma, logit_scale, similarity_scale, de
     if not sigma > 0:
         raise ValueError(f"sigma: found {sigma!r}, expected a number of cells above 0")
     one_of("logit_scale", logit_scale, ("sqrt_dk", "none"))
+    if log_sum is not None and (logit_scale != "sqrt_dk" or log_sum.shape != query.shape[:3]):
+        raise ValueError(f"log_sum: found {list(log_sum.shape)} with logit_scale={logit_scale!r}, expected "
+                         f"{list(query.shape[:3])} and 'sqrt_dk'")
     one_of("denominator", denominator, ("omega_u", "grid"))
     one_of("resize", resize, RESIZE)
     if isinstance(similarity_scale, str):
@@ -371,32 +377,200 @@ RESIZE = {"bilinear": {"mode": "bilinear", "align_corners": False}, "area": {"mo
           "nearest": {"mode": "nearest"}}
 
 
-def _disagreement(probs: Tensor, grid: tuple[int, int], resize: str, there: Tensor) -> Tensor:
-    "1 − Σ_c P̃_p P̃_q of all pairs in half the window, [N,hw,J]."
-    if tuple(probs.shape[2:]) != tuple(grid):
-        probs = F.interpolate(probs, grid, **RESIZE[resize])
-    agree = probs.new_zeros(())
-    for classes in probs.flatten(2).unbind(1):  # a class at a time: [N,hw]
+def _disagreement(rows: Tensor, there: Tensor) -> Tensor:
+    "1 − Σ_c P̃_p P̃_q of all pairs in half the window, [N,hw,J], from P̃ [N,C,hw]."
+    agree = rows.new_zeros(())
+    for classes in rows.unbind(1):  # a class at a time: [N,hw]
         agree = agree + classes[:, :, None] * classes.index_select(1, there.flatten()).unflatten(1, there.shape)
     return 1 - agree
 
 
-def _similarity(query: Tensor, key: Tensor, window: _Window, weight: Tensor, bias: Tensor) -> Tensor:
-    "S = σ(Σ w·Ā + b) of all pairs in half the window, [N,hw,J]; `weight` [nL] holds every scale of Ā."
-    columns = torch.cat((window.there, window.back), 1)
-    attention = _WindowAttention.apply(query.flatten(0, 1), key.flatten(0, 1), columns)
-    forth, back = attention.unflatten(0, query.shape[:2]).tensor_split(2, -1)  # [N,nL,hw,J]: p sees q, q' sees p'
-    there = window.there.expand(*forth.shape[:2], -1, -1)
-    symmetric = forth + back.gather(2, there)  # A[p,q] + A[q,p]
+def _similarity(query: Tensor, key: Tensor, log_sum: Tensor, window: _Window, weight: Tensor, bias: Tensor) -> Tensor:
+    "S = σ(Σ w·Ā + b) of all pairs in half the window, [N,hw,J]; the query holds the scale of the logits."
+    a, b, there = query.flatten(0, 1), key.flatten(0, 1), window.there
+    forth, back = (_WindowProducts.apply(*pair, window).unflatten(0, query.shape[:2]) for pair in ((a, b), (b, a)))
+    symmetric = (forth - log_sum[..., None]).exp() + (back - log_sum[:, :, there]).exp()  # A[p,q] + A[q,p]
     return torch.sigmoid((symmetric * weight[:, None, None]).sum(1) + bias)
 
 
-def _notes(similarity: Tensor, counted: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class View:
+    "Which pairs count how much, and the scale of the logits."
+
+    grid: tuple[int, int]  # (h,w)
+    radius: int  # cells
+    sigma: float  # cells
+    scale: float
+
+
+def _pair_energy(
+    rows: Tensor,  # [N,C,hw]: P̃
+    query: Tensor,  # [N,nL,hw,d]
+    key: Tensor,  # [N,nL,hw,d]
+    log_sum: Tensor,  # [N,nL,hw]: of each row of the logits
+    weight: Tensor,  # [nL], every scale of Ā included
+    bias: Tensor,  # [1]
+    free: Tensor,  # [N,hw] bool: Ω_U on the grid
+    view: View,
+) -> tuple[Tensor, Tensor]:  # [N] the double sum of eq. 6; [N,3] number of pairs, sums of S − σ(b) and of its square
+    "Eq. 6 before it is divided, in PyTorch's own operations."
+    window = _window(view.grid, view.radius, view.sigma, query)
+    counted = window.inside & free[:, :, None] & free[:, window.there]  # [N,hw,J]
+    similarity = _similarity(query * view.scale, key, log_sum, window, weight, bias)
+    pairs = (_disagreement(rows, window.there) * window.decay).masked_fill(~counted, 0)
+    seen = (similarity.detach() - bias.detach().sigmoid()).masked_fill(~counted, 0)
+    notes = torch.stack([counted.sum((1, 2)), seen.sum((1, 2)), seen.square().sum((1, 2))], 1)
+    return 2 * (similarity * pairs).sum((1, 2)), notes
+
+
+def _notes(sums: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
     "Scalars to log: mean and standard deviation of S over the pairs that count, and the 1×1 convolution."
-    total = counted.sum().clamp(min=1)
-    mean = similarity.masked_fill(~counted, 0).sum() / total
-    spread = (similarity - mean).masked_fill(~counted, 0).square().sum() / total
-    return {"similarity_mean": mean, "similarity_std": spread.sqrt(), "weight": weight.mean(), "bias": bias.squeeze()}
+    total, first, second = whole(sums.sum(0)).unbind()
+    more = first / total.clamp(min=1)
+    spread = (second / total.clamp(min=1) - more.square()).clamp(min=0).sqrt()
+    mean = (more + bias.squeeze().sigmoid()) * (total > 0)
+    found = {"similarity_mean": mean, "similarity_std": spread, "weight": weight.mean(), "bias": bias.squeeze()}
+    return {name: value / processes() for name, value in found.items()}  # shares, as all that is logged
+
+
+# %% [markdown]
+# ### Once more, in C
+#
+# A dozen arrays of [N,hw,60] come and go in the form above. In [C](../01_machine.ipynb) a cell p visits its neighbours, keeps all it learns of them
+# in the core's cache, and leaves the energy and all gradients behind at once: those of $P_p$, $q_p$, $k_p$, $\ell_p$. Each cell walks the whole window and writes
+# to itself alone.
+
+# %%
+#| export
+VISIT = r"""
+#define WIDE(n) (((n) + LANES - 1) / LANES * LANES)
+enum { D = WIDE(DIM), P = WIDE(CLASSES), J = WIDE((2 * RADIUS + 1) * (2 * RADIUS + 1)) };
+
+static inline float dot(const float *a, const float *b, int n) {
+    vec sum = {};
+    for (int i = 0; i < n; i += LANES) sum += load(a + i) * load(b + i);
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += sum[i];
+    return total;
+}
+
+static inline void add(float *to, const float *from, float factor, int n) {
+    for (int i = 0; i < n; i += LANES) store(to + i, load(to + i) + factor * load(from + i));
+}
+
+/* Rows are padded to whole vectors: probs [N,hw,P], query and key [N,LAYERS,hw,D]. Sums of a row of cells
+   [N,height,5+LAYERS]: energy, slope of the bias, pairs, S and its square less what they start from, slopes of the
+   weights; each pair is met twice. */
+void visit(const float *probs, const float *query, const float *key, const float *log_sum, const float *weight,
+           float bias, const uint8_t *free, int count, int height, int width, float per_area, float scale,
+           double *sums, float *to_probs, float *to_query, float *to_key, float *to_log_sum, int threads) {
+    const int64_t cells = (int64_t)height * width;
+    const float start = 1 / (1 + expf(-bias));  /* S of cells that do not look */
+    #pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int task = 0; task < count * height; task++) {
+        const int n = task / height, y = task % height;
+        double *sum = memset(sums + (int64_t)task * (5 + LAYERS), 0, (5 + LAYERS) * sizeof(double));
+        for (int x = 0; x < width; x++) {
+            const int64_t p = (int64_t)y * width + x;
+            if (!free[n * cells + p]) continue;
+            int64_t there[J];
+            float pairs[J] = {}, decay[J] = {}, slope[J], forth[LAYERS][J] = {}, back[LAYERS][J] = {};
+            int found = 0;
+            for (int v = y < RADIUS ? 0 : y - RADIUS; v <= y + RADIUS && v < height; v++)
+                for (int u = x < RADIUS ? 0 : x - RADIUS; u <= x + RADIUS && u < width; u++) {
+                    const int64_t q = (int64_t)v * width + u;
+                    if (q == p || !free[n * cells + q]) continue;
+                    const float area = (v - y) * (v - y) + (u - x) * (u - x);
+                    decay[found] = -area * per_area;
+                    pairs[found] = 1 - dot(probs + (n * cells + p) * P, probs + (n * cells + q) * P, P);
+                    for (int l = 0; l < LAYERS; l++) {
+                        const int64_t layer = (int64_t)(n * LAYERS + l) * cells;
+                        const float *qp = query + (layer + p) * D, *kp = key + (layer + p) * D;
+                        const float *qq = query + (layer + q) * D, *kq = key + (layer + q) * D;
+                        forth[l][found] = scale * dot(qp, kq, D) - log_sum[layer + p];
+                        back[l][found] = scale * dot(qq, kp, D) - log_sum[layer + q];
+                    }
+                    there[found++] = q;
+                }
+            for (int j = 0; j < found; j += LANES) {   /* A both ways, S, and the slope in what the sigmoid takes */
+                vec z = (vec){} + bias;
+                for (int l = 0; l < LAYERS; l++) {
+                    const vec a = exp_negative(load(forth[l] + j)), b = exp_negative(load(back[l] + j));
+                    store(forth[l] + j, a), store(back[l] + j, b);
+                    z += weight[l] * (a + b);
+                }
+                const ivec low = z < (vec){};
+                const vec e = exp_negative((vec)((ivec)z | (int32_t)0x80000000));   /* of -|z| */
+                const vec one = (vec){} + 1.0f, top = (vec)(((ivec)e & low) | ((ivec)one & ~low));
+                const vec s = top / (one + e), m = exp_negative(load(decay + j)), each = s * load(pairs + j) * m;
+                store(decay + j, -2 * s * m), store(slope + j, 2 * each * (one - s));
+                const int lanes = found - j < LANES ? found - j : LANES;
+                for (int i = 0; i < lanes; i++) {
+                    const double more = s[i] - start;
+                    sum[0] += each[i], sum[1] += slope[j + i] / 2;
+                    sum[2] += 0.5, sum[3] += more / 2, sum[4] += more * more / 2;
+                }
+            }
+            if (!to_probs) continue;
+            for (int j = 0; j < found; j++) {
+                const int64_t q = there[j];
+                add(to_probs + (n * cells + p) * P, probs + (n * cells + q) * P, decay[j], P);
+                for (int l = 0; l < LAYERS; l++) {
+                    const int64_t layer = (int64_t)(n * LAYERS + l) * cells;
+                    sum[5 + l] += slope[j] * (forth[l][j] + back[l][j]) / 2;
+                    const float a = slope[j] * weight[l] * forth[l][j], b = slope[j] * weight[l] * back[l][j];
+                    add(to_query + (layer + p) * D, key + (layer + q) * D, scale * a, D);
+                    add(to_key + (layer + p) * D, query + (layer + q) * D, scale * b, D);
+                    to_log_sum[layer + p] -= a;
+                }
+            }
+        }
+    }
+}
+"""
+
+
+class _PairEnergyInC(torch.autograd.Function):
+    "`_pair_energy` for float32 on a CPU: value and all gradients in one visit."
+
+    @staticmethod
+    def forward(ctx, rows, query, key, log_sum, weight, bias, free, view, library, with_gradient):
+        (count, layers, _, width), classes = query.shape, rows.shape[1]
+        probs, query, key = (F.pad(x, (0, -x.shape[-1] % 16)) for x in (rows.transpose(1, 2), query, key))
+        probs, query, key, log_sum, weight, free = (x.contiguous() for x in (probs, query, key, log_sum, weight, free))
+        inputs = probs, query, key, log_sum
+        grads = [torch.zeros_like(x) for x in inputs] if with_gradient else [None] * 4
+        sums = probs.new_empty(count, view.grid[0], 5 + layers, dtype=torch.float64)
+        library.visit(
+            *map(address, inputs), address(weight), ctypes.c_float(bias), address(free), count, *view.grid,
+            ctypes.c_float(1 / (2 * view.sigma**2)), ctypes.c_float(view.scale), address(sums), *map(address, grads),
+            torch.get_num_threads())
+        sums = sums.sum(1)
+        if with_gradient:
+            each = grads[0][..., :classes].transpose(1, 2), *(g[..., :width] for g in grads[1:3]), grads[3]
+            ctx.save_for_backward(*each, sums[:, 5:].float(), sums[:, 1:2].float())
+        notes = sums[:, 2:5].float()
+        ctx.mark_non_differentiable(notes)
+        return sums[:, 0].float(), notes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream, _):
+        *each, to_weight, to_bias = ctx.saved_tensors
+        spread = (g * upstream.view(-1, *[1] * (g.ndim - 1)) for g in each)
+        return *spread, *((g * upstream[:, None]).sum(0) for g in (to_weight, to_bias)), *[None] * 4
+
+
+def _energy(rows, query, key, log_sum, weight, bias, free, view: View) -> tuple[Tensor, Tensor]:
+    "`_pair_energy`, in C where that can be."
+    arguments = rows, query, key, log_sum, weight, bias, free, view
+    if rows.device.type != "cpu" or rows.dtype != torch.float32 or not rows.numel():
+        return _pair_energy(*arguments)
+    library = native(VISIT, CLASSES=rows.shape[1], LAYERS=query.shape[1], DIM=query.shape[3], RADIUS=view.radius)
+    if library is None:
+        return _pair_energy(*arguments)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in arguments[:6])
+    return _PairEnergyInC.apply(*arguments, library, wanted)
 
 
 # %%
@@ -412,6 +586,7 @@ def attentive_similarity_loss(
     sigma: float = 6.0,  # cells, > 0: of the distance decay M; infinity: none
     unlabelled: Tensor | None = None,  # [N,1,H,W] bool: Ω_U of the pixels; None: every pixel (the released code)
     grid: tuple[int, int] | None = None,  # (h,w); None: the aspect of probs
+    log_sum: Tensor | None = None,  # [N,nL,h·w]: log Σ exp of each row of QKᵀ/√d, where it is at hand; else made here
     logit_scale: str = "sqrt_dk",  # QKᵀ over √d (the paper), or "none" (the released code)
     similarity_scale: float | str = 1.0,  # factor on Ā = A + Aᵀ: a number, or "hw", the number of cells
     denominator: str = "omega_u",  # "omega_u": each image over its |Ω_U|; "grid": over h·w (the released code)
@@ -425,28 +600,32 @@ def attentive_similarity_loss(
 
     A cell is in Ω_U when none of its pixels is annotated; p and q both have to be. Every unordered pair counts twice,
     as in eq. 6, and Σ_{i≠j} P_p^i P_q^j is taken as 1 − Σ_c P_p^c P_q^c. The mean goes over all N images: one that has
-    no unlabelled cell, or that `keep` drops, adds 0 and still counts. Exact, in memory linear in h·w; never waits for
-    the device. Can be differentiated once. The notes, detached scalars: mean and standard deviation of S over the
-    pairs that count, the mean weight, the bias. Raises ValueError or TypeError for a wrong shape, type or option.
+    no unlabelled cell, or that `keep` drops, adds 0 and still counts. Exact, in memory linear in h·w; never waits for a
+    GPU. Can be differentiated once. Of several processes each gets its share: the shares add up to the loss of the
+    whole batch. The notes, detached scalars: mean and standard deviation of S over the pairs that count, the mean
+    weight, the bias. Raises ValueError or TypeError for a wrong shape, type or option.
     """
     _check(probs, query, key, weight, bias, unlabelled, keep)
-    grid = grid or _grid_of(probs, query.shape[2])
-    _check_options(grid, query.shape[2], radius, sigma, logit_scale, similarity_scale, denominator, resize)
+    grid, cells = grid or _grid_of(probs, query.shape[2]), query.shape[2]
+    _check_options(grid, cells, radius, sigma, log_sum, query, logit_scale, similarity_scale, denominator, resize)
+    free = _free_cells(probs, unlabelled, keep, grid)
+    scale = query.shape[3] ** -0.5 if logit_scale == "sqrt_dk" else 1.0
     dtype = torch.float64 if torch.float64 in (probs.dtype, query.dtype) else torch.float32
     probs = (probs.detach() if detach_probs else probs).to(dtype)
-    query, key, weight, bias = ((x.detach() if detach_similarity else x).to(dtype) for x in (query, key, weight, bias))
-    cells, window = query.shape[2], _window(grid, radius, sigma, query)
-    free = _free_cells(probs, unlabelled, keep, grid)
-    counted = window.inside & free[:, :, None] & free[:, window.there]  # [N,hw,J]
+    look = (query, key, weight.flatten(), bias.flatten(), log_sum)
+    query, key, weight, bias, log_sum = (x if x is None else (x.detach() if detach_similarity else x).to(dtype)
+                                         for x in look)
     with torch.autocast(query.device.type, enabled=False):
-        scale = query.shape[3] ** -0.5 if logit_scale == "sqrt_dk" else 1.0
+        if log_sum is None:
+            log_sum = row_log_sum(query, key, scale)
+        if tuple(probs.shape[2:]) != tuple(grid):
+            probs = F.interpolate(probs, grid, **RESIZE[resize])
         factor = cells if similarity_scale == "hw" else similarity_scale
-        similarity = _similarity(query * scale, key, window, weight.flatten() * factor, bias)
-        pairs = (_disagreement(probs, grid, resize, window.there) * window.decay).masked_fill(~counted, 0)
-        energy = 2 * (similarity * pairs).sum((1, 2))
-    share = free.sum(1).clamp(min=1) if denominator == "omega_u" else cells
-    loss = (energy / share).sum() / max(1, len(energy))
-    return (loss, _notes(similarity.detach(), counted, weight.detach(), bias.detach())) if return_stats else loss
+        view = View(tuple(grid), min(radius, max(grid)), sigma, scale)
+        energy, sums = _energy(probs.flatten(2), query, key, log_sum, weight * factor, bias, free, view)
+    counted = free.sum(1).clamp(min=1) if denominator == "omega_u" else cells
+    loss = share_of((energy / counted).sum(), len(energy))
+    return (loss, _notes(sums, weight.detach(), bias.detach())) if return_stats else loss
 
 
 # %% [markdown]

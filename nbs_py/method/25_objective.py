@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from attenscribble.book import one_of
 from attenscribble.data.batches import Batch
+from attenscribble.machine import processes, whole
 from attenscribble.method.asl import attentive_similarity_loss
 from attenscribble.method.mcrf import masked_crf_loss
 from attenscribble.method.network import UNet2d
@@ -195,7 +196,7 @@ class Evidence:
     iterations: int = 1  # of the whole run
     precision: torch.dtype | None = None  # autocast type of forward passes; None: plain float32
     own: Switches = field(default_factory=Switches)  # the method's own switches
-    notes: dict[str, Tensor] = field(default_factory=dict)  # scalars to log, detached
+    notes: dict[str, Tensor] = field(default_factory=dict)  # scalars to log, detached, shares too
 
     def __post_init__(self) -> None:
         self.logits = self.logits.float()  # losses are summed in float32 also when the network runs in bfloat16
@@ -223,7 +224,7 @@ class Term:
     "One addend of eq. 7."
 
     name: str  # the name in the log and in `lam`
-    loss: Callable[[Evidence], Tensor]  # [] float32
+    loss: Callable[[Evidence], Tensor]  # [] float32; of several processes, this one's share (see `machine.share_of`)
     weight: float = 1.0  # lambda
     start: int = 0  # first iteration in which it counts
     ramp: Callable[[float], float] | None = None  # share of the run that is done → factor on the weight
@@ -258,9 +259,9 @@ def dice_loss(
     "One minus Dice with squared denominators over the whole batch, mean over classes, background included (WSL4MIS)."
     known = (target != ignore)[:, None]
     onehot = F.one_hot(target.where(known[:, 0], 0), probs.shape[1]).movedim(-1, 1) * known
-    overlap = (probs * onehot).sum((0, 2, 3))
-    mass = (probs.square() * known).sum((0, 2, 3)) + onehot.sum((0, 2, 3))
-    return (1 - (2 * overlap + 1e-5) / (mass + 1e-5)).mean()
+    overlap = whole((probs * onehot).sum((0, 2, 3)))
+    mass = whole((probs.square() * known).sum((0, 2, 3)) + onehot.sum((0, 2, 3)))
+    return (1 - (2 * overlap + 1e-5) / (mass + 1e-5)).mean() / processes()
 
 
 def dense_loss(
@@ -302,6 +303,7 @@ def attention_term(evidence: Evidence) -> Tensor:
         evidence.probs, attention.query, attention.key, attention.similarity.weight, attention.similarity.bias,
         grid=attention.grid, radius=reach(asl), sigma=asl.sigma,
         unlabelled=evidence.unlabelled if asl.mask == "omega_u" else None,
+        log_sum=attention.log_sum if asl.logit_scale == "sqrt_dk" else None,
         logit_scale=asl.logit_scale, similarity_scale=asl.similarity_scale, denominator=asl.denominator,
         resize=asl.resize, detach_probs=not asl.grad_p, detach_similarity=not asl.grad_s,
         keep=~evidence.batch.single_class if asl.exclude_single_class else None, return_stats=True)

@@ -29,13 +29,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from platformdirs import user_cache_dir
 from pydantic import Field
 from skimage.segmentation import random_walker
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from attenscribble.data.batches import SliceStore, resize_image
+from attenscribble.machine import cache_folder, share_of
 from attenscribble.method.objective import (
     SEGMENTATION,
     Evidence,
@@ -237,11 +237,6 @@ class WalkerSwitches(Switches):
     released: ClassVar[dict[str, Any]] = {"partial": False}
 
 
-def cache_folder() -> Path:
-    "Where guesses are kept: $ATTENSCRIBBLE_CACHE, else the user's cache folder."
-    return Path(os.environ.get("ATTENSCRIBBLE_CACHE") or user_cache_dir("attenscribble"))
-
-
 def _cached(job: tuple[np.ndarray, np.ndarray], make: partial, folder: Path) -> np.ndarray:
     "The guess for one slice, from the cache if it is there; a broken file is made anew."
     image, scribble = job
@@ -402,7 +397,7 @@ class RunningMean(PseudoLabels):
 def pseudo_term(evidence: Evidence) -> Tensor:
     "Cross-entropy on guessed labels, where there are any; notes their share of the pixels."
     pseudo, ignore = evidence.batch.pseudo, evidence.batch.ignore
-    evidence.notes["guessed"] = (pseudo != ignore).float().mean()
+    evidence.notes["guessed"] = share_of((pseudo != ignore).sum(), pseudo.numel())
     return partial_cross_entropy(evidence.logits, pseudo, ignore=ignore)
 
 
