@@ -39,7 +39,7 @@ LARGER = {  # module or notebook → why it may be larger
     "attenscribble/experiment/tables.py": "from result files to written tables, one path with its checks",
     "attenscribble/method/mcrf.py": "one walk twice, in PyTorch and in C, side by side",
     "attenscribble/method/asl.py": "one visit twice, in PyTorch and in C, side by side",
-    "attenscribble/method/ssa.py": "attention with its log-sum-exp, the layers made of it, how they attach to a network",
+    "attenscribble/method/ssa.py": "attention and its log-sum-exp, the layers made of it, how they attach to a network",
     "attenscribble/method/objective.py": "a table of switches, a line each, beside the terms that read them",
     "attenscribble/experiment/training.py": "the loop stays in one place, with what it writes and shows",
 }

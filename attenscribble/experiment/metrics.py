@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from ..book import one_of
@@ -55,7 +55,13 @@ def surface(
     mask: np.ndarray,  # [...] bool
 ) -> np.ndarray:  # [...] bool
     "The voxels of a mask that have a face neighbour outside; beyond the array everything is outside."
-    return mask & ~binary_erosion(mask)
+    inside = mask.copy()
+    for axis in range(mask.ndim):
+        ours, theirs = np.moveaxis(inside, axis, 0), np.moveaxis(mask, axis, 0)  # views
+        ours[1:] &= theirs[:-1]
+        ours[:-1] &= theirs[1:]
+        ours[[0, -1]] = False
+    return mask & ~inside
 
 
 def transform_distances(
@@ -74,7 +80,8 @@ def tree_distances(
     spacing: np.ndarray,  # [axes] mm
 ) -> tuple[np.ndarray, np.ndarray]:  # [number of our voxels], [number of their voxels] in mm
     "The same from two search trees: the cost follows the surfaces, not the box."
-    points = [np.argwhere(border) * spacing for border in (ours, theirs)]
+    points = [np.column_stack(np.unravel_index(np.flatnonzero(border), border.shape)) * spacing
+              for border in (ours, theirs)]
     trees = [cKDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
 
@@ -121,42 +128,38 @@ def score_case(
     spacing_mm: Sequence[float] | None,  # one number per axis (z,y,x); None only without HD95
     class_names: Sequence[str],  # index = class id; 0, the background, is not scored
     *,
-    policy: str = "standard",  # one of POLICIES
+    policy: str | Sequence[str] = "standard",  # one of POLICIES, or several: the distances are found once
     case: str = "case",  # name, for the rows and for messages
     with_hd95: bool = True,  # False: DSC only, HD95 is NaN
-) -> list[dict[str, str | float]]:  # a row per class: case, class, dsc, hd95_mm, policy
+) -> list[dict[str, str | float]]:  # a row per policy and class: case, class, dsc, hd95_mm, policy
     """DSC and HD95 of every class of one volume.
 
     "standard": a class that both masks lack is left out (NaN); one that a single mask lacks has DSC 0 and, as HD95, the
     image's diagonal. "legacy": either mask empty gives DSC 0 and HD95 0 mm, as in the released code of AttenScribble;
     only for comparing with its tables. Raises ValueError, naming the case, for HD95 without spacing, for differing
     shapes, unknown class ids or an unknown policy; TypeError unless the masks hold integers."""
-    one_of("policy", policy, POLICIES)
+    policies = [one_of("policy", name, POLICIES) for name in ([policy] if isinstance(policy, str) else policy)]
     _check_classes(case, prediction, reference, len(class_names))
     if with_hd95 and spacing_mm is None:
         raise ValueError(f"{case}: spacing_mm: found None, expected the voxel size (z,y,x): HD95 is in mm "
                          "(with_hd95=False scores DSC alone)")
     spacing = _checked_spacing(spacing_mm, reference.ndim) if with_hd95 else None
-    rows = []
-    for class_id, name in enumerate(class_names):
-        if class_id:
-            dsc, distance = _score(prediction == class_id, reference == class_id, spacing, policy)
-            rows.append({"case": case, "class": name, "dsc": dsc, "hd95_mm": distance, "policy": policy})
-    return rows
+    found = {name: _score(prediction == class_id, reference == class_id, spacing, policies)
+             for class_id, name in enumerate(class_names) if class_id}
+    return [{"case": case, "class": name, "dsc": scores[policy][0], "hd95_mm": scores[policy][1], "policy": policy}
+            for policy in policies for name, scores in found.items()]
 
 
-def _score(ours: np.ndarray, theirs: np.ndarray, spacing: np.ndarray | None, policy: str) -> tuple[float, float]:
-    "DSC and HD95 of one class; HD95 is NaN without a spacing."
-    empty = (not ours.any()) + (not theirs.any())
+def _score(ours: np.ndarray, theirs: np.ndarray, spacing: np.ndarray | None,
+           policies: Sequence[str]) -> dict[str, tuple[float, float]]:
+    "DSC and HD95 of one class under each policy; HD95 is NaN without a spacing."
+    nothing, empty = float("nan"), (not ours.any()) + (not theirs.any())
     if not empty:
-        return dice(ours, theirs), float("nan") if spacing is None else hd95(ours, theirs, spacing)
-    if policy == "legacy":
-        dsc, distance = 0.0, 0.0
-    elif empty == 2:
-        dsc, distance = float("nan"), float("nan")
-    else:
-        dsc, distance = 0.0, float("nan") if spacing is None else diagonal_mm(ours.shape, spacing)
-    return dsc, float("nan") if spacing is None else distance
+        distance = nothing if spacing is None else hd95(ours, theirs, spacing)
+        return dict.fromkeys(policies, (dice(ours, theirs), distance))
+    missed = 0.0, diagonal_mm(ours.shape, (1,) * ours.ndim if spacing is None else spacing)
+    scores = {"standard": (nothing, nothing) if empty == 2 else missed, "legacy": (0.0, 0.0)}
+    return {policy: (scores[policy][0], nothing if spacing is None else scores[policy][1]) for policy in policies}
 
 
 def diagonal_mm(

@@ -184,13 +184,13 @@ def segment_fold(
         if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
             save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz")
         masks[case.name] = mask
-        rows += [row for policy in POLICIES for row in score(mask, case, dataset, config, policy)]
+        rows += score(mask, case, dataset, config)
     return masks, rows
 
 
-def score(mask: np.ndarray, case: Case, dataset: Dataset, config: Config, policy: str) -> list[dict[str, Any]]:
-    "Rows of one case under one policy; NaN becomes None, which JSON can hold."
-    rows = score_case(mask, case.label, case.spacing_mm, dataset.class_names, policy=policy, case=case.name,
+def score(mask: np.ndarray, case: Case, dataset: Dataset, config: Config) -> list[dict[str, Any]]:
+    "Rows of one case under all policies; NaN becomes None, which JSON can hold."
+    rows = score_case(mask, case.label, case.spacing_mm, dataset.class_names, policy=POLICIES, case=case.name,
                       with_hd95=config.hd95)
     return [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
 

@@ -1,0 +1,44 @@
+"""What the README shows of the table."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def draw_ratios(results: dict) -> Figure:
+    "How many times faster, and leaner, than the plain form; the target as a tick."
+    rows = [row for rows in results["rows"].values() for row in rows if row["reference"] and row["met"] is not None]
+    figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(rows) + 0.9), layout="constrained")
+    place = np.arange(len(rows))
+    faster, leaner = ([row[name] for row in rows] for name in ("faster", "leaner"))
+    axis.barh(place - 0.2, faster, 0.38, color="#0072B2", label="times faster")
+    shown = [ratio if "leaner" in row["target"] else np.nan for row, ratio in zip(rows, leaner, strict=True)]
+    axis.barh(place + 0.2, shown, 0.38, color="#E69F00", label="times less memory")
+    for y, values in ((place - 0.2, faster), (place + 0.2, shown)):
+        for at, value in zip(y, values, strict=True):
+            if np.isfinite(value):
+                said = f"{value:.0f}×" if value >= 10 else f"{value:.1f}×"
+                axis.text(value * 1.06, at, said, va="center", fontsize=8)
+    axis.set(xscale="log", xlim=(1, max(max(faster), np.nanmax(shown, initial=1)) * 2), yticks=place,
+             xlabel="ratio to the plain form, same process, forward and backward")
+    axis.set_yticklabels([f"{row['item']} ({row['device'].upper()})" for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_growth(curves: list[dict]) -> Figure:
+    "Time and memory against each size, with the fitted exponent and that of theory."
+    figure, axes = plt.subplots(2, 3, figsize=(9, 4.8), layout="constrained")
+    for axis, curve in zip(axes.flat, curves, strict=True):
+        axis.plot(curve["values"], 1e3 * np.array(curve["seconds"]), "o-", color="#0072B2", label="time (ms)")
+        axis.plot(curve["values"], curve["mib"], "s--", color="#E69F00", label="memory (MiB)")
+        axis.set(xscale="log", yscale="log", xticks=curve["values"],
+                 xlabel={"side": "side of the image (pixels)", "grid": "side of the grid (cells)", "count": "images",
+                         "radius": "radius"}[curve["grows"]])
+        axis.set_xticklabels(curve["values"], fontsize=8)
+        axis.minorticks_off()
+        axis.set_title(f"{curve['loss']}\ntime: exponent {curve['exponent']:.2f}, theory {curve['theory']}", fontsize=9)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return figure
