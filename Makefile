@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test chapter book check lab clean
+.PHONY: help setup demo test chapter book check lab bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -57,6 +57,9 @@ check: $(VENV)/test-installed ## the quick part of the tests: style, and that no
 
 lab: $(VENV)/test-installed ## open the book in JupyterLab
 	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
+
+bench: $(VENV)/test-installed ## time this code beside its plain forms: benchmarks/results.json, figures/benchmarks.png
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

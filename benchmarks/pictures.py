@@ -1,8 +1,40 @@
-"""What the README shows of the table."""
+"""What the README shows of the measurements."""
+
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+
+MARKS = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->"
+
+
+def markdown(results: dict) -> str:
+    "The rows as a Markdown table."
+    lines = ["| item | on | plain form | ours | faster | less memory | target |", "|---|---|---|---|---|---|---|"]
+    for row in (row for rows in results["rows"].values() for row in rows):
+        reference, ours = row["reference"], row["ours"]
+        before = f"{amount(reference['seconds'])}, {reference['peak_mib']:.0f} MiB" if reference else ""
+        ratios = [f"{row[name]:.1f}×" if row[name] else "" for name in ("faster", "leaner")]
+        if reference and reference["peak_mib"] == ours["peak_mib"]:  # not measured
+            before, ratios[1] = before.partition(",")[0], ""
+        memory = "" if reference and not ratios[1] else f", {ours['peak_mib']:.0f} MiB"
+        met = {True: ": met", False: ": **not met**", None: ""}[row["met"]]
+        lines.append(f"| {row['item']} | {row['machine']} | {before} | {amount(ours['seconds'])}{memory} | {ratios[0]} "
+                     f"| {ratios[1]} | {row['target']}{met} |")
+    return "\n".join(lines) + "\n"
+
+
+def amount(seconds: float) -> str:
+    "Seconds to three digits."
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def write_table(results: dict, readme: Path) -> None:
+    "Put the table between its marks."
+    before, _, rest = readme.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    readme.write_text(f"{before}{MARKS[0]}{markdown(results)}{MARKS[1]}{after}")
 
 
 def draw_ratios(results: dict) -> Figure:

@@ -17,6 +17,7 @@
 # | chapter | question | module |
 # |---|---|---|
 # | [00 How to read this book](00_book.ipynb) | what do all chapters share? | `book` |
+# | [01 The machine](01_machine.ipynb) | where does the time go, and how do several processes agree? | `machine` |
 # | [10 Scans](data/10_scans.ipynb) | what is in a scan, and what can be wrong with it? | `data.scans` |
 # | [11 Scribbles](data/11_scribbles.ipynb) | how does an annotator scribble? | `data.scribbles` |
 # | [12 The phantom](data/12_phantom.ipynb) | can we have patients that anyone may look at? | `data.phantom` |
@@ -33,6 +34,7 @@
 # | [32 Two branches](rivals/32_branches.ipynb) | what do two decoders know that one does not? | `rivals.branches` |
 # | [33 Regularisers](rivals/33_regularisers.ipynb) | what does a penalty want? | `rivals.regularisers` |
 # | [34 A row of your own](rivals/34_your_own.ipynb) | what is the least you must write? | none |
+# | [39 Many processes](experiment/39_processes.ipynb) | can eight devices take the step of one? | `experiment.processes` |
 # | [40 The configuration](experiment/40_config.ipynb) | which knobs does a run have? | `experiment.config` |
 # | [41 Training](experiment/41_training.ipynb) | what happens in a run? | `experiment.training` |
 # | [42 Inference](experiment/42_inference.ipynb) | how do slices become a scan's mask? | `experiment.inference` |

@@ -173,3 +173,24 @@ def test_h5_and_nifti_give_the_same_batches(data_root):
     nifti, h5 = (store.batch(index, 128, draws) for store in stores)
     assert len(stores[0]) == len(stores[1]) and torch.equal(nifti.target, h5.target)
     assert (nifti.image - h5.image).abs().max() < 1e-3  # half a step of 511 levels
+
+
+def test_a_compiled_network_takes_the_same_steps(hearts, monkeypatch):
+    compiled = []
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or compile_(model, backend="aot_eager"))
+    plain, fused = (train(tiny(iterations=2, log_every=1, lr=0.001, precision="float32", compile=how), hearts)
+                    for how in ("off", "on"))
+    assert len(compiled) == 1
+    for before, after in zip(plain.log, fused.log, strict=True):
+        assert abs(before["loss"] - after["loss"]) < 1e-4 * before["loss"]
+
+
+def test_a_network_that_does_not_compile_runs_as_it_is(hearts, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no Triton here")
+
+    monkeypatch.setattr(torch, "compile", lambda model: refuse)
+    with pytest.warns(UserWarning, match="torch.compile failed, the network runs uncompiled: no Triton here"):
+        state = train(tiny(iterations=2, compile="on"), hearts)
+    assert state.step == 2

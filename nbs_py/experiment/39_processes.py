@@ -62,25 +62,47 @@ from attenscribble.book import exercise
 
 # %%
 #| export
+class _SharedNorm(torch.autograd.Function):
+    "Normalise by mean and variance over all processes; both belong to the graph."
+
+    @staticmethod
+    def forward(ctx, values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _, mean, deviation = torch.native_batch_norm(values, weight, bias, None, None, True, 0.0, eps)  # of this part
+        count = mean.new_tensor([values[:, 0].numel()])
+        squares = deviation.pow(-2) - eps + mean.square()
+        first, second, total = whole(torch.cat((mean * count, squares * count, count))).split((len(mean), len(mean), 1))
+        mean, variance = first / total, (second / total - (first / total).square()).clamp(min=0)
+        ctx.save_for_backward(values, weight, mean, variance, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, total)
+        return torch.native_batch_norm(values, weight, bias, mean, variance, False, 0.0, eps)[0], mean, variance, total
+
+    @staticmethod
+    def backward(ctx, slope: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None]:
+        values, weight, mean, variance, total = ctx.saved_tensors
+        to_values, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            slope, values, weight, mean, variance, None, None, False, ctx.eps, [True, True, True])
+        # the mean and the variance move with every value: what all processes sent back is taken off again
+        by_weight, by_bias = whole(torch.cat((to_weight, to_bias))).chunk(2)
+        scale = (variance + ctx.eps).rsqrt()
+        factor = weight * scale.square() * by_weight / total
+        shift = weight * scale * by_bias / total - factor * mean
+        column = lambda x: x.view(1, -1, 1, 1).to(values.dtype)
+        return to_values.sub_(torch.addcmul(column(shift), values, column(factor))), to_weight, to_bias, None
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     "Batch norm with the statistics of the whole batch, on a CPU; a single process's own when there is only one."
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.training or processes() == 1:
             return super().forward(features)
-        values = features.float()
-        count = values.new_tensor([values[:, 0].numel()])
-        sums = whole(torch.cat((values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count)))
-        first, second, total = sums.split((self.num_features, self.num_features, 1))
-        mean = first / total
-        variance = (second / total - mean.square()).clamp(min=0)
+        normed, mean, variance, total = _SharedNorm.apply(features, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * total / (total - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        column = lambda x: x.view(1, -1, 1, 1)
-        return (values * column(scale) + column(self.bias - mean * scale)).to(features.dtype)
+        return normed
 
 
 def share_statistics(model: nn.Module) -> nn.Module:
