@@ -47,10 +47,10 @@ resume: bool = True  # go on from the run folder's checkpoint
 
 # %%
 from attenscribble.experiment.config import Config, notebook_settings
-from attenscribble.experiment.runs import plot_attention_rows, plot_predictions, run_experiment
+from attenscribble.experiment.runs import plot_attention_rows, plot_predictions, run_experiment, settle
 from attenscribble.experiment.training import LiveCurves
 
-config = Config.from_flat(**notebook_settings(globals()))
+config, _ = settle(Config.from_flat(**notebook_settings(globals())))
 print(config.run_id)
 config.differences()
 
