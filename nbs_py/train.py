@@ -18,11 +18,11 @@
 # ```
 #
 # Any field of [`Config`](experiment/40_config.ipynb) can be given with `-p`, those of its groups by a flat name such as
-# `-p asl_radius 3` or `-p lam_mcrf 0.3`, a method's own options as in `-p method ustm -p own_passes 4`; a name that does
-# not exist stops the run at once.
+# `-p asl_radius 3` or `-p lam_mcrf 0.3`, a method's own options as in `-p method ustm -p own_passes 4`, a dataset's as in
+# `-p dataset chaos -p data_sequence t2spir`; a name that does not exist stops the run at once.
 
 # %% tags=["parameters"]
-dataset: str = "phantom"  # phantom, acdc, wsl4mis
+dataset: str = "phantom"  # phantom, acdc, wsl4mis, chaos
 method: str = "ours"  # fully, pce, gated-crf, ours-without-asl, ours, …; the command `attenscribble methods` lists all
 fold: int = 1  # test fold, counted from 1
 seed: int = 2022  # of weights, batches, augmentation, dropout
