@@ -357,5 +357,5 @@ exercise(check_leaks, my_leaks, solution_leaks)
 # ## Recap
 #
 # Exported: `open_dataset`, `find_dataset`, `datasets`, `user_folder`, and `SOURCES` with one `Source` per dataset. What may
-# surprise: a given root is the only place looked in. [The next chapter](17_batches.ipynb) turns cases into
-# batches.
+# surprise: a given root is the only place looked in. [The next chapter](17_batches.ipynb) turns cases into batches, and
+# [chapter 19](19_download.ipynb) fetches what is free.
