@@ -22,9 +22,11 @@
 # | [11 Scribbles](data/11_scribbles.ipynb) | how does an annotator scribble? | `data.scribbles` |
 # | [12 The phantom](data/12_phantom.ipynb) | can we have patients that anyone may look at? | `data.phantom` |
 # | [13 Simulated scribbles](data/13_simulation.ipynb) | how do you get scribbles where nobody drew any? | `data.simulation` |
+# | [14 CHAOS](data/14_chaos.ipynb) | in which order do slices make a body? | `data.chaos` |
 # | [16 Datasets](data/16_datasets.ipynb) | where does the data lie? | `data.datasets` |
 # | [17 Batches](data/17_batches.ipynb) | how does a scan become what a network sees? | `data.batches` |
 # | [18 Wrong strokes](data/18_errors.ipynb) | what does a wrong stroke cost? | `data.errors` |
+# | [19 Downloads](data/19_download.ipynb) | is it the file they published? | `data.download` |
 # | [20 The network](method/20_network.ipynb) | how far can a U-Net see? | `method.network` |
 # | [21 Partial cross-entropy](method/21_pce.ipynb) | what can 1 % of the pixels teach? | `method.pce` |
 # | [22 Masked CRF](method/22_mcrf.ipynb) | who tells the other 99 % what to be? | `method.mcrf` |

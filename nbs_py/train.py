@@ -18,11 +18,11 @@
 # ```
 #
 # Any field of [`Config`](experiment/40_config.ipynb) can be given with `-p`, those of its groups by a flat name such as
-# `-p asl_radius 3` or `-p lam_mcrf 0.3`, a method's own options as in `-p method ustm -p own_passes 4`; a name that does
-# not exist stops the run at once.
+# `-p asl_radius 3` or `-p lam_mcrf 0.3`, a method's own options as in `-p method ustm -p own_passes 4`, a dataset's as in
+# `-p dataset chaos -p data_sequence t2spir`; a name that does not exist stops the run at once.
 
 # %% tags=["parameters"]
-dataset: str = "phantom"  # phantom, acdc, wsl4mis
+dataset: str = "phantom"  # phantom, acdc, wsl4mis, chaos
 method: str = "ours"  # fully, pce, gated-crf, ours-without-asl, ours, …; the command `attenscribble methods` lists all
 fold: int = 1  # test fold, counted from 1
 seed: int = 2022  # of weights, batches, augmentation, dropout
@@ -48,10 +48,10 @@ resume: bool = True  # go on from the run folder's checkpoint
 
 # %%
 from attenscribble.experiment.config import Config, notebook_settings
-from attenscribble.experiment.runs import plot_attention_rows, plot_predictions, run_experiment
+from attenscribble.experiment.runs import plot_attention_rows, plot_predictions, run_experiment, settle
 from attenscribble.experiment.training import LiveCurves
 
-config = Config.from_flat(**notebook_settings(globals()))
+config, _ = settle(Config.from_flat(**notebook_settings(globals())))
 print(config.run_id)
 config.differences()
 

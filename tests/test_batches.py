@@ -147,6 +147,40 @@ def test_native_slices_come_back_whatever_their_neighbours():
         np.testing.assert_array_equal(batch.target[0].numpy(), case.scribble[z])
 
 
+def test_channels_go_through_the_same_map():
+    rng = np.random.default_rng(5)
+    cases = [noise(rng, (3, side, 11), patient=f"p{side}") for side in (9, 14)]
+    both = [Stand(image=np.stack([c.image, 1 - c.image, c.image / 2], 1), scribble=c.scribble) for c in cases]
+    single = SliceStore(cases, classes=4, ignore=IGNORE)
+    store = SliceStore(both, classes=4, ignore=IGNORE, channels=3)
+    draw = any_draw(rng, np.array([0, 12, -7, 0, 0, 19]))
+    plain, batch = single.batch(torch.arange(6), 16, draw), store.batch(torch.arange(6), 16, draw)
+    assert batch.image.shape == (6, 3, 16, 16) and torch.equal(batch.target, plain.target)
+    inside = single_ones(cases).batch(torch.arange(6), 16, draw).image
+    for channel, expected in enumerate((plain.image, (1 - plain.image) * inside, plain.image / 2)):
+        torch.testing.assert_close(batch.image[:, channel], expected[:, 0], rtol=0, atol=0)
+    for number in range(6):
+        image, target = store.native(number)
+        np.testing.assert_array_equal(image, both[number // 3].image[number % 3])
+        np.testing.assert_array_equal(target, cases[number // 3].scribble[number % 3])
+    assert store.nbytes == 13 * store.pixels
+
+
+def single_ones(cases):
+    "A store of the same slices, all white: a batch shows what a rotation brings in."
+    white = [Stand(image=np.ones_like(case.image), scribble=case.scribble) for case in cases]
+    return SliceStore(white, classes=4, ignore=IGNORE)
+
+
+def test_store_refuses_another_number_of_channels():
+    case = noise(np.random.default_rng(0), (2, 5, 5))
+    two = Case("p", "f", np.stack([case.image] * 2, 1), None, scribble=case.scribble)
+    with pytest.raises(DataError, match="p_f: image: found 2 channels, expected 1, as the dataset says"):
+        SliceStore([case, two], classes=4, ignore=IGNORE)
+    with pytest.raises(DataError, match="found 1 channels, expected 2"):
+        SliceStore([two, case], classes=4, ignore=IGNORE, channels=2)
+
+
 def test_a_slice_does_not_depend_on_its_batch():
     rng = np.random.default_rng(3)
     store = SliceStore([noise(rng, (8, 40, 30))], classes=4, ignore=IGNORE)

@@ -33,6 +33,7 @@ SECONDS = 120  # for one chapter, everything included
 MAX_CELLS, MAX_LINES = 60, 300
 LARGER = {  # module or notebook → why it may be larger
     "attenscribble/data/scans.py": "two file formats and every fault they can have, on one shared set of checks",
+    "attenscribble/data/chaos.py": "from slices to a volume, from pictures to labels, and every fault on the way",
     "attenscribble/data/phantom.py": "the anatomy is a long list of shapes, each a few lines",
     "attenscribble/data/simulation.py": "five procedures side by side, and the one pen and call that all of them share",
     "attenscribble/data/batches.py": "one index map from its four parts to the store that uses it",

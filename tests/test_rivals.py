@@ -282,6 +282,20 @@ def test_the_walker_solves_its_equations():
     assert np.array_equal(found.ravel()[sure], expected[sure]) and sure.sum() > 25
 
 
+def test_a_channel_twice_says_no_more_than_once():
+    rng = np.random.default_rng(1)
+    image, scribble = rng.random((9, 8)), np.full((9, 8), 4, np.uint8)
+    scribble[0, 0], scribble[8, 7], scribble[4, 3] = 0, 3, 1
+    once = walker_labels(image, scribble, classes=4, ignore=4)
+    assert np.array_equal(walker_labels(np.stack([image, image]), scribble, classes=4, ignore=4), once)
+    other = walker_labels(np.stack([image, rng.random((9, 8))]), scribble, classes=4, ignore=4)
+    assert not np.array_equal(other, once)
+    probs, scan = torch.rand(2, 3, 5, 4).softmax(1), torch.rand(2, 2, 5, 4)
+    for swapped in (False, True):
+        apart = [mumford_shah_loss(probs, scan[:, k:k + 1], swapped=swapped) for k in range(2)]
+        torch.testing.assert_close(mumford_shah_loss(probs, scan, swapped=swapped), sum(apart) / 2)
+
+
 @pytest.mark.parametrize(("marks", "expected"), [
     ([[4, 4], [4, 4]], [[4, 4], [4, 4]]),  # nobody drew: nothing is known
     ([[4, 2], [4, 4]], [[2, 2], [2, 2]]),  # one class: all of it

@@ -170,6 +170,18 @@ def test_case_refuses(fields, words):
         Case(**{"patient": "patient001", "frame": "frame01", "image": IMAGE, "spacing_mm": None, **fields})
 
 
+def test_a_case_may_have_several_channels():
+    two = Case("p", "f", np.stack([IMAGE, 1 - IMAGE], 1), None, label=mask([0, 1]))
+    assert (two.channels, two.shape) == (2, SHAPE) and two.gray.base is not None
+    np.testing.assert_array_equal(two.gray, IMAGE)
+    one = Case("p", "f", IMAGE, None)
+    assert (one.channels, one.shape) == (1, SHAPE) and one.gray is IMAGE
+    with pytest.raises(DataError, match=r"label: found shape \(3, 2, 6\), expected the image's shape \(3, 8, 6\)"):
+        Case("p", "f", two.image, None, label=mask([0, 1], shape=(3, 2, 6)))
+    with pytest.raises(DataError, match=r"label: found uint8 \(3, 2, 8, 6\), expected .* array \[Z,Y,X\]$"):
+        Case("p", "f", two.image, None, label=mask([0, 1], shape=(3, 2, 8, 6)))
+
+
 def dataset(**fields):
     return Dataset(**{"name": "d", "class_names": ("background", "a"), "ignore": 2, "patients": ("p", "q", "r"),
                       "read": lambda patient: [patient], "folds": {1: ("p",), 2: ("q", "r"), 3: ("p", "q", "r")},

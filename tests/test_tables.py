@@ -245,6 +245,16 @@ def test_the_caption_says_what_was_run_and_warns(tmp_path):
     assert "None of ours was run on chaos" in describe(results, 2)
 
 
+def test_the_caption_of_chaos_says_which_images(tmp_path):
+    t2 = read_results(write_result(tmp_path, "ours", dataset="chaos", settings={"data_sequence": "t2spir"}))
+    assert "n 2, images t2spir. " in describe(t2, 2)
+    assert "Warning: other images than the paper's, which are T1-DUAL in phase" in describe(t2, 2)
+    t1 = [{**t2[0], "settings": {"data_sequence": "t1dual", "data_phase": "in"}}]
+    assert "images t1dual in. " in describe(t1, 2) and "Warning" not in describe(t1, 2)
+    assert "images t2spir and t1dual in. " in describe(t2 + t1, 2) and "other images" in describe(t2 + t1, 2)
+    assert "images" not in describe(read_results(write_result(tmp_path / "acdc", "ours")), 1)
+
+
 # ---- agreement of orders
 
 

@@ -96,6 +96,33 @@ def test_attention_notes_are_logged(hearts):
     assert 0 < row["similarity_mean"] < 1 and row["similarity_std"] >= 0
 
 
+def double(case):
+    "The case with a second channel."
+    return dataclasses.replace(case, image=np.stack([case.image, case.image**2], 1))
+
+
+@pytest.mark.parametrize("method", ["ours", "gated-crf", "mumford-shah", "random-walker", "scribble2label", "ustm"])
+def test_methods_that_look_at_the_image_take_two_channels(hearts, method, tmp_path):
+    config = tiny(method=method, iterations=3, **({"own_every": 2} if method == "scribble2label" else {}))
+    two = dataclasses.replace(with_cases(hearts, double), channels=2)
+    state = train(config, two, tmp_path)
+    model, _ = load_model(tmp_path / "checkpoint.pt", two.classes, "cpu")
+    assert model(torch.zeros(1, 2, 48, 48)).shape == (1, 4, 48, 48)
+    assert torch.equal(next(iter(model.parameters())), next(iter(state.model.parameters())))
+    with pytest.raises(DataError, match="found 2 channels, expected 1"):
+        train(config, with_cases(hearts, double))
+
+
+def test_a_run_with_two_channels_is_drawn_and_written(monkeypatch, hearts, tmp_path):
+    two = dataclasses.replace(with_cases(hearts, double), channels=2, options={"echoes": 2, "patients": 99})
+    monkeypatch.setattr("attenscribble.experiment.runs.open_dataset", lambda *_, **__: two)
+    config = tiny(output=str(tmp_path))
+    outcome = run_experiment(config)
+    assert {"prediction.png", "attention.png"} <= {path.name for path in outcome.folder.iterdir()}
+    assert outcome.result["settings"]["data_echoes"] == 2 and outcome.result["settings"]["data_patients"] == 5
+    assert outcome.result["run"] == outcome.folder.name != config.run_id
+
+
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(hearts, tmp_path):
     config = tiny(eval_every=4)
 

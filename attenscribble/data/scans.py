@@ -12,7 +12,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Case:
 
     patient: str  # "patient001"
     frame: str  # "frame01"
-    image: np.ndarray  # [Z,Y,X] float32 in [0,1]
+    image: np.ndarray  # [Z,Y,X] or, with several channels, [Z,K,Y,X]; float32 in [0,1]
     spacing_mm: tuple[float, float, float] | None  # voxel size (z,y,x); None when the source does not hold it
     affine: np.ndarray | None = None  # 4×4, voxel (x,y,z) → mm of the scanner; for writing masks back
     scribble: np.ndarray | None = None  # [Z,Y,X] uint8 class ids, the dataset's ignore value where unannotated
@@ -54,15 +54,30 @@ class Case:
         "Patient and frame, unique in a dataset."
         return f"{self.patient}_{self.frame}"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        "(Z,Y,X), the grid of image and masks."
+        return self.image.shape[0], *self.image.shape[-2:]
+
+    @property
+    def channels(self) -> int:
+        "K: images of the same place, such as two echoes of one scan."
+        return 1 if self.image.ndim == 3 else self.image.shape[1]
+
+    @property
+    def gray(self) -> np.ndarray:
+        "[Z,Y,X]: the first channel, for pictures."
+        return self.image if self.image.ndim == 3 else self.image[:, 0]
+
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})" if self.source else self.name
-        _check_array(f"{where}: image", self.image, np.float32)
+        _check_array(f"{where}: image", self.image, np.float32, channels=True)
         low, high = self.image.min(), self.image.max()
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise DataError(f"{where}: image", f"values from {low} to {high}", "values in [0, 1]")
-        for field in ("scribble", "label"):
-            if getattr(self, field) is not None:
-                _check_array(f"{where}: {field}", getattr(self, field), np.uint8, self.image.shape)
+        for mask in ("scribble", "label"):
+            if getattr(self, mask) is not None:
+                _check_array(f"{where}: {mask}", getattr(self, mask), np.uint8, self.shape)
         spacing = self.spacing_mm
         if spacing is not None and not (len(spacing) == 3 and all(0 < mm < np.inf for mm in spacing)):
             raise DataError(f"{where}: spacing_mm", spacing, "three positive numbers (z,y,x), or None")
@@ -70,11 +85,14 @@ class Case:
             raise DataError(f"{where}: affine", self.affine, "a finite 4×4 matrix, or None")
 
 
-def _check_array(where: str, array: np.ndarray, dtype: type, shape: tuple[int, ...] | None = None) -> None:
-    "Raise DataError unless this is a non-empty 3D array of that dtype (and shape)."
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 3 or array.size == 0:
+def _check_array(
+    where: str, array: np.ndarray, dtype: type, shape: tuple[int, ...] | None = None, channels: bool = False
+) -> None:
+    "Raise DataError unless this is a non-empty array [Z,Y,X] (or [Z,K,Y,X]) of that dtype (and shape)."
+    axes = (3, 4) if channels else (3,)
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim not in axes or array.size == 0:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise DataError(where, found, f"a non-empty {np.dtype(dtype)} array [Z,Y,X]")
+        raise DataError(where, found, f"a non-empty {np.dtype(dtype)} array [Z,Y,X]{' or [Z,K,Y,X]' * channels}")
     if shape is not None and array.shape != shape:
         raise DataError(where, f"shape {array.shape}", f"the image's shape {shape}")
 
@@ -91,6 +109,8 @@ class Dataset:
     folds: dict[int, tuple[str, ...]]  # fold → the patients it tests
     augmentation: str  # "acdc": quarter turns, flips, small rotations; "chaos": small rotations only; "none"
     source: str = ""  # citation and licence, one line
+    channels: int = 1  # K of every case's image
+    options: dict[str, object] = field(default_factory=dict)  # what the loader itself chose, for a run's settings
 
     def __post_init__(self) -> None:
         if self.ignore in range(self.classes):

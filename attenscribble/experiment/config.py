@@ -43,14 +43,14 @@ PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume",
 class Config(MethodSwitches):
     "Everything that decides a run. Build it with `Config.from_flat`; it never changes afterwards."
 
-    dataset: str = Field("phantom", description="which data: phantom, acdc, wsl4mis")
+    dataset: str = Field("phantom", description="which data: phantom, acdc, wsl4mis, chaos")
     method: str = Field("ours", description="a registered method; `attenscribble methods` lists them")
     fold: int = Field(1, ge=1, description="test fold, counted from 1")
     seed: int = Field(2022, ge=0, description="of weights, batches, augmentation and dropout (2022: released)")
     profile: Literal["smoke", "mini", "fast", "paper"] = Field("smoke", description="how much to compute")
     preset: Literal["paper", "released"] = Field("paper", description="the paper's text, or its released code")
     root: str = Field("", description="folder of the data; empty: $ATTENSCRIBBLE_DATA, then the user data folder")
-    data: dict[str, Any] = Field({}, description="options of the dataset, such as patients of the phantom")
+    data: dict[str, Any] = Field({}, description="options of the dataset: patients of the phantom, sequence of chaos")
 
     size: int = Field(256, ge=16, description="side of the network's input in px")
     batch: int = Field(12, ge=1, description="slices an iteration")

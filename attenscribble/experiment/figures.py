@@ -279,8 +279,8 @@ class Run:
             mask = np.asarray(nib.load(path).dataobj).T
         except (OSError, EOFError, ImageFileError) as error:
             raise DataError(path, f"no readable mask ({type(error).__name__})", "the file that the run wrote") from None
-        if mask.shape != case.image.shape:
-            raise DataError(path, f"shape {mask.shape}", f"the scan's {case.image.shape}")
+        if mask.shape != case.shape:
+            raise DataError(path, f"shape {mask.shape}", f"the scan's {case.shape}")
         return mask.astype(np.uint8)
 
 
@@ -341,7 +341,7 @@ def plot_methods(
                          if row["policy"] == policy])
     case, z = median_case(dataset, runs[0].result["fold"], rows)
     figure, axes = panels(3 + len(runs), columns=min(columns, 3 + len(runs)), size=2.3)
-    image, label = case.image[z], case.label[z]
+    image, label = case.gray[z], case.label[z]
     draw(axes[0], image, spacing_mm=case.spacing_mm and case.spacing_mm[1:], title="image")
     draw(axes[1], image, title="no scribble" if case.scribble is None else "scribble (not used here)",
          scribble=None if case.scribble is None else case.scribble[z], ignore=dataset.ignore)

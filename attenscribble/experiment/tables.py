@@ -278,13 +278,23 @@ def describe(
     chosen = [{**result, "n": len({row["case"] for row in result["cases"]})} for result in chosen]
     said = {name: list(dict.fromkeys(str(result[name]) for result in chosen))
             for name in ("dataset", "profile", "preset", "fold", "seed", "checkpoint", "n")}
+    if any(images := list(dict.fromkeys(_images(result) for result in chosen))):
+        said["images"] = images
     facts = ", ".join(f"{name} {' and '.join(values)}" for name, values in said.items())
     warnings = [f"rows differ in {name}" for name in ("profile", "fold", "checkpoint", "n") if len(said[name]) > 1]
+    if table == 2 and said.get("images") != ["t1dual in"]:
+        warnings.append("other images than the paper's, which are T1-DUAL in phase")
     if said["profile"] != ["paper"]:
         warnings.append("the profile is not the paper's: compare rows with each other, not with its numbers")
     alarm = f"Warning: {'; '.join(warnings)}. " if warnings else ""
     return (f"{head}Ours: {facts}. Policy {policy}: {EMPTY[policy]}. Mean(std over volumes), both averaged over seeds. "
             f"{alarm}{tail}")
+
+
+def _images(result: Mapping[str, Any]) -> str:
+    "Which images of a patient were used, where the dataset has several: 't1dual in', 't2spir'."
+    chosen = (result["settings"].get(f"data_{name}") for name in ("sequence", "phase"))
+    return " ".join(str(value) for value in chosen if value is not None)
 
 # %% ../../nbs/experiment/45_tables.ipynb #348f339e
 @dataclass(frozen=True)

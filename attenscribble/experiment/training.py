@@ -93,6 +93,7 @@ class Training:
     optimiser: torch.optim.Optimizer
     device: torch.device
     teacher: nn.Module | None = None  # of a method that has one
+    channels: int = 1  # of the images
     pseudo: Any = None  # guessed labels of a method that has them
     step: int = 0  # iterations done
     seconds: float = 0.0  # time spent in the loop, over all sittings
@@ -102,8 +103,8 @@ class Training:
     def save(self, path: Path) -> None:
         "Write a checkpoint; the old one stays whole until the new one is."
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        state = {"config": self.config.model_dump(), "model": self.model.state_dict(),
-                 "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds,
+        state = {"config": self.config.model_dump(), "channels": self.channels, "step": self.step,
+                 "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "seconds": self.seconds,
                  "best": self.best, "log": self.log, "random": {"torch": torch.get_rng_state(), "cuda": cuda}}
         state |= {name: part.state_dict() for name, part in self.companions().items()}
         partial = path.with_suffix(".partial")
@@ -134,12 +135,12 @@ def start_training(config: Config, dataset: Dataset) -> Training:
     device, method = choose_device(config.device), method_named(config.method)
     random.seed(config.seed)
     torch.manual_seed(config.seed)
-    model = method.network(1, dataset.classes, config)
+    model = method.network(dataset.channels, dataset.classes, config)
     model = model.to(device, memory_format=torch.channels_last)
     if processes() > 1:
         model = share_statistics(model)
     teacher = method.teacher(model, config.objective().own) if method.teacher else None
-    return Training(config, model, make_optimiser(model, config), device, teacher)
+    return Training(config, model, make_optimiser(model, config), device, teacher, channels=dataset.channels)
 
 
 def load_model(
@@ -151,7 +152,7 @@ def load_model(
     target = choose_device(device)
     state = torch.load(path, map_location=target, weights_only=True)
     config = Config(**(state["config"] | {"device": "auto"}))
-    model = method_named(config.method).network(1, classes, config)
+    model = method_named(config.method).network(state.get("channels", 1), classes, config)
     model.load_state_dict(state["best"]["model"] if state["best"] else state["model"])
     return model.to(target, memory_format=torch.channels_last).eval(), config
 
@@ -174,7 +175,7 @@ def training_patients(
 def make_store(dataset: Dataset, patients: tuple[str, ...], config: Config, device: torch.device) -> SliceStore:
     "All slices of some patients on the device, with the target that the method learns from."
     return SliceStore(dataset.cases(patients), classes=dataset.classes, ignore=dataset.ignore,
-                      target=method_named(config.method).target, device=device)
+                      target=method_named(config.method).target, channels=dataset.channels, device=device)
 
 
 @torch.inference_mode()

@@ -60,14 +60,16 @@ register(Method("gated-crf", "GCRF", "Obukhov et al. 2019; WSL4MIS, GatedCRFLoss
 # %% ../../nbs/rivals/33_regularisers.ipynb #a114eb5d
 def mumford_shah_loss(
     probs: Tensor,  # [N,C,H,W] probabilities P
-    image: Tensor,  # [N,1,H,W] float
+    image: Tensor,  # [N,K,H,W] float; the first sum is averaged over channels
     *,
     swapped: bool = False,  # exchange image and prediction in the first sum, as released by WSL4MIS and AttenScribble
 ) -> Tensor:  # [] the sum of the equation over the number of pixels
     "Piecewise constant regions with short borders (Kim and Ye 2020)."
-    values, shares = (probs, image.expand_as(probs)) if swapped else (image.expand_as(probs), probs)
-    mean = (values * shares).sum((2, 3), keepdim=True) / shares.sum((2, 3), keepdim=True).clamp(min=1e-6)
-    level = ((values - mean).square() * shares).sum()
+    level = 0
+    for channel in image.split(1, 1):
+        values, shares = (probs, channel.expand_as(probs)) if swapped else (channel.expand_as(probs), probs)
+        mean = (values * shares).sum((2, 3), keepdim=True) / shares.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        level = level + ((values - mean).square() * shares).sum() / image.shape[1]
     border = sum(probs.diff(dim=axis).abs().sum() for axis in (2, 3))
     return share_of(level + border, probs[:, 0].numel())
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from platformdirs import user_data_dir
 
 from attenscribble.book import one_of
+from attenscribble.data.chaos import ARCHIVE, chaos
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import DataError, Dataset, acdc, wsl4mis
 
@@ -50,13 +51,14 @@ from attenscribble.book import class_legend, draw, exercise, panels
 # of this book knows where an image came from. Orange: this chapter. Blue: the other chapters, by number.
 
 # %%
-FLOW = (["open_dataset\n(13)"], ["phantom\n(12, drawn)", "acdc\n(10, NIfTI)", "wsl4mis\n(10, HDF5)"],
-        ["Dataset\n→ Case (10)"], ["slices,\nbatches (14)"], ["network,\nlosses (20–25)"],
+FLOW = (["open_dataset\n(16)"],
+        ["phantom (12, drawn)", "acdc (10, NIfTI)", "wsl4mis (10, HDF5)", "chaos (14, DICOM)"],
+        ["Dataset\n→ Case (10)"], ["slices,\nbatches (17)"], ["network,\nlosses (20–25)"],
         ["masks (42),\nDSC, HD95 (43)"])
 
 def plot_flow():
     "The way of the data through the book, left to right."
-    axis = plt.figure(figsize=(10, 2.4), layout="constrained").add_subplot(xlim=(-0.5, 5.5), ylim=(-1.4, 1.4))
+    axis = plt.figure(figsize=(10, 2.4), layout="constrained").add_subplot(xlim=(-0.5, 5.5), ylim=(-1.6, 1.6))
     axis.set_axis_off()
 
     def box(x, y, text, colour):
@@ -68,12 +70,12 @@ def plot_flow():
         axis.annotate("", end.get_position(), start.get_position(), arrowprops={"arrowstyle": "->", **patches})
 
     colours = ["#E69F00"] + ["#D6ECFA"] * 5
-    boxes = [[box(x, (len(names) - 1) / 2 - row, name, colours[x]) for row, name in enumerate(names)]
+    boxes = [[box(x, 0.8 * ((len(names) - 1) / 2 - row), name, colours[x]) for row, name in enumerate(names)]
              for x, names in enumerate(FLOW)]
     for here, there in pairwise(boxes):
         for start, end in product(here, there):
             arrow(start, end)
-    arrow(box(0, -1, "root, or\n$ATTENSCRIBBLE_DATA,\nor the user's folder", "white"), boxes[0][0])
+    arrow(box(0, -1.1, "root, or\n$ATTENSCRIBBLE_DATA,\nor the user's folder", "white"), boxes[0][0])
 
 plot_flow()
 
@@ -83,7 +85,7 @@ plot_flow()
 #
 # | what | variable | form |
 # |---|---|---|
-# | the name | `name` | "phantom", "acdc", "wsl4mis" |
+# | the name | `name` | "phantom", "acdc", "wsl4mis", "chaos" |
 # | where the data is | `root` | a folder; the dataset's own, or one that holds several |
 # | what the loader takes besides | `options` | keywords, such as `patients=5` |
 
@@ -118,7 +120,7 @@ class Source:
     about: str  # one line
     build: Callable[..., Dataset]  # takes the folder found (nothing if `folders` is empty), then the options
     folders: tuple[str, ...] = ()  # where to look below the data folder, best first; "." is the folder itself
-    patterns: tuple[str, ...] = ()  # glob patterns: a folder in which one of them matches holds the dataset
+    patterns: tuple[str, ...] = ()  # glob patterns: a folder in which one matches, or a zip that does, is the dataset
     obtain: str = ""  # how to get it
     licence: str = ""  # of images, labels, scribbles
 
@@ -143,8 +145,9 @@ SOURCES = {source.name: source for source in (
            ("acdc/training", "acdc", "acdc/database/training", "training", "database/training", "."),
            ("patient*/patient*_frame*.nii*",),
            "images and labels: register at https://www.creatis.insa-lyon.fr/Challenge/acdc, download the training set; "
-           "scribbles: DATA/acdc_scribbles.zip of https://github.com/gvalvano/multiscale-adversarial-attention-gates, "
-           "unpacked beside the images or given as scribbles=…",
+           "scribbles: attenscribble download acdc-scribbles, or DATA/acdc_scribbles.zip of "
+           "https://github.com/gvalvano/multiscale-adversarial-attention-gates, unpacked beside the images or given as "
+           "scribbles=…",
            "images and labels CC BY-NC-SA 4.0 (Bernard et al., IEEE TMI 2018); "
            "scribbles Apache-2.0 (Valvano et al., IEEE TMI 2021)"),
     Source("wsl4mis", "ACDC with scribbles as prepared by the WSL4MIS benchmark, HDF5", _wsl4mis,
@@ -152,6 +155,12 @@ SOURCES = {source.name: source for source in (
            ("patient*_frame*.h5", "ACDC_training_*/patient*_frame*.h5"),
            "clone https://github.com/HiLab-git/WSL4MIS; the files are in data/ACDC",
            "code MIT (Luo et al., MICCAI 2022); the images and scribbles inside keep the licences of ACDC"),
+    Source("chaos", "abdominal MR, 20 patients, T1-DUAL in and out of phase and T2-SPIR, DICOM; no scribbles", chaos,
+           ("chaos", "CHAOS", ".", "chaos_t2spir"),
+           (ARCHIVE, "Train_Sets/MR", "CHAOS_Train_Sets/Train_Sets/MR", "MR/*/T1DUAL", "*/T1DUAL", "*/T2SPIR",
+            "image_[0-9]*.nii*"),
+           "attenscribble download chaos, or CHAOS_Train_Sets.zip of https://zenodo.org/records/3431873, zipped or not",
+           "CC BY-NC-SA 4.0 (Kavur et al., Medical Image Analysis 2021)"),
 )}
 
 
@@ -163,10 +172,15 @@ SOURCES = {source.name: source for source in (
 
 # %%
 #| export
+def user_folder() -> Path:
+    "The user's data folder of the operating system: where downloads go, and the last place that is looked in."
+    return Path(user_data_dir("attenscribble"))
+
+
 def find_dataset(
     name: str,  # one of `SOURCES`
-    root: Path | str | None = None,  # the dataset's folder, or one that holds several; else as the chapter says
-) -> Path | None:  # its folder; None for a dataset that needs no files
+    root: Path | str | None = None,  # the dataset's folder, its zip, or one that holds several; else as above
+) -> Path | None:  # its folder or zip; None for a dataset that needs no files
     """Where a dataset lies: in `root` if given, else in $ATTENSCRIBBLE_DATA or the user's data folder.
 
     Raises DataError naming all folders looked in and how to get the data; ValueError for an unknown name.
@@ -174,10 +188,12 @@ def find_dataset(
     source = SOURCES[one_of("dataset", name, SOURCES)]
     if not source.folders:
         return None
-    user = [os.environ.get("ATTENSCRIBBLE_DATA"), user_data_dir("attenscribble")]
+    user = [os.environ.get("ATTENSCRIBBLE_DATA"), user_folder()]
     bases = [root] if root else [base for base in user if base]
     places = [Path(base).expanduser() / folder for base in bases for folder in source.folders]
     for place in places:
+        if place.is_file() and any(place.match(pattern) for pattern in source.patterns):
+            return place
         if any(True for pattern in source.patterns for _ in place.glob(pattern)):
             return place
     looked = "".join(f"\n  {place}" for place in places)
@@ -188,9 +204,9 @@ def find_dataset(
 # %%
 #| export
 def open_dataset(
-    name: str,  # "phantom", "acdc", "wsl4mis"
+    name: str,  # "phantom", "acdc", "wsl4mis", "chaos"
     root: Path | str | None = None,  # as in `find_dataset`; the phantom needs none and ignores it
-    **options: object,  # of the loader: patients=…, seed=… for the phantom; scribbles=… for acdc; spacing=… for wsl4mis
+    **options: object,  # of the loader: patients=… of the phantom, spacing=… of wsl4mis, sequence=… of chaos, and so on
 ) -> Dataset:  # nothing of it is read yet
     "A dataset by its name. Raises what `find_dataset` and the loader raise; TypeError for an unknown option."
     folder = find_dataset(name, root)
@@ -248,7 +264,7 @@ def datasets(
 
 # %%
 table = pd.DataFrame(datasets(data)).set_index("name")
-assert list(table.folder) == ["generated", str(deep.parent), ""]
+assert list(table.folder) == ["generated", str(deep.parent), "", ""]
 table[["about", "licence"]]
 
 # %% [markdown]
@@ -340,5 +356,6 @@ exercise(check_leaks, my_leaks, solution_leaks)
 # %% [markdown]
 # ## Recap
 #
-# Exported: `open_dataset`, `find_dataset`, `datasets`, and `SOURCES` with one `Source` per dataset. What may surprise: a given
-# root is the only place looked in. [The next chapter](17_batches.ipynb) turns cases into batches.
+# Exported: `open_dataset`, `find_dataset`, `datasets`, `user_folder`, and `SOURCES` with one `Source` per dataset. What may
+# surprise: a given root is the only place looked in. [The next chapter](17_batches.ipynb) turns cases into batches, and
+# [chapter 19](19_download.ipynb) fetches what is free.

@@ -395,7 +395,7 @@ _ = draw(axes[-1], np.where(inside, image.ravel()[position], 0), title="one look
 class Batch:
     "Slices ready for a training step, on the store's device."
 
-    image: Tensor  # [N,1,S,S] float32 in [0,1]
+    image: Tensor  # [N,K,S,S] float32 in [0,1]; K = 1 channel for most scans
     target: Tensor  # [N,S,S] int64, class id or `ignore`
     single_class: Tensor  # [N] bool, whether the unaugmented target holds at most one class
     index: Tensor  # [N] int64, the slice's number in the store
@@ -406,26 +406,28 @@ class Batch:
 class SliceStore:
     """All 2D slices of some cases, side by side in two flat tensors on the training device.
 
-    Five bytes a pixel, native sizes kept. With the target "scribble" a case's dense label is never looked at; with
-    "label" no scribble is needed. Cases are read one at a time and not kept. Pseudo labels, one byte more, lie beside
-    the targets once `set_pseudo` was called, and go through the same augmentation."""
+    Five bytes a pixel, four more for each further channel, native sizes kept. With the target "scribble" a case's dense
+    label is never looked at; with "label" no scribble is needed. Cases are read one at a time and not kept. Pseudo
+    labels, one byte more, lie beside the targets once `set_pseudo` was called, and go through the same augmentation."""
 
     def __init__(
         self,
         cases: Iterable[Case],  # an iterator will do
         *,
-        classes: int,  # K, the background included
+        classes: int,  # the background included
         ignore: int,  # value of a pixel without target, 0..255, no class id
         target: str = "scribble",  # "scribble" or "label"
+        channels: int = 1,  # K of every case's image
         device: torch.device | str = "cpu",
     ) -> None:
         """Raises ValueError on another `target`, an `ignore` that is a class id or no uint8, and on no case at all;
-        DataError, naming the case, on one without the target or with a value that is neither a class nor `ignore`."""
+        DataError, naming the case, on one without the target, with a value that is neither a class nor `ignore`, or
+        with another number of channels."""
         if target not in ("scribble", "label"):
             raise ValueError(f"target: found {target!r}, expected 'scribble' or 'label'")
         if not classes <= ignore <= 255:
             raise ValueError(f"ignore: found {ignore}, expected a value in {classes}..255, above the class ids")
-        self.classes, self.ignore, self.target = classes, ignore, target
+        self.classes, self.ignore, self.target, self.channels = classes, ignore, target, channels
         self.device = torch.device(device)
         images, targets = bytearray(), bytearray()  # they grow in place: no second copy, even for a moment
         names, shapes, present = [], [], []
@@ -434,10 +436,12 @@ class SliceStore:
             if volume is None:
                 raise DataError(f"{case.name}: {target}", "none", "one in every case")
             present.append(_present(volume, f"{case.name}: {target}", classes, ignore))
+            if (found := case.image.shape[1] if case.image.ndim == 4 else 1) != channels:
+                raise DataError(f"{case.name}: image", f"{found} channels", f"{channels}, as the dataset says")
             images += case.image.tobytes()
             targets += volume.tobytes()
             names += [f"{case.name}_slice_{z}" for z in range(len(case.image))]
-            shapes += [case.image.shape[1:]] * len(case.image)
+            shapes += [case.image.shape[-2:]] * len(case.image)
         if not names:
             raise ValueError("cases: found none, expected at least one")
         self.names = tuple(names)
@@ -482,10 +486,11 @@ class SliceStore:
     def native(
         self,
         number: int,  # of a slice
-    ) -> tuple[Tensor, Tensor]:  # image [Y,X] float32, target [Y,X] uint8: views, on the store's device
-        "One slice as it was read."
+    ) -> tuple[Tensor, Tensor]:  # image [Y,X], with several channels [K,Y,X], float32; target [Y,X] uint8: views
+        "One slice as it was read, on the store's device."
         place, shape = self.span(number)
-        return self._images[place].view(shape), self._targets[place].view(shape)
+        image = self._images[self.channels * place.start:self.channels * place.stop]
+        return image.view(shape if self.channels == 1 else (-1, *shape)), self._targets[place].view(shape)
 
     def drawn(self) -> Tensor:
         "[pixels] bool: where the target holds a class."
@@ -527,16 +532,26 @@ class SliceStore:
         index = index.to(self.device)
         inside = None if inside is None else inside.to(self.device)
 
-        def gather(flat: Tensor, fill: Tensor | int) -> Tensor:
+        def gather(flat: Tensor, fill: Tensor | int, pixels: Tensor = pixels) -> Tensor:
             # index_select on flat tensors is several times faster than indexing with [N,S,S]
             found = flat.index_select(0, pixels).view(position.shape)
             return found if inside is None else found.where(inside, fill)
 
-        image, target = gather(self._images, 0), gather(self._targets, self._fill[index, None, None]).long()
+        image = torch.stack([gather(self._images, 0, plane) for plane in self._planes(rows, position, pixels)], 1)
+        target = gather(self._targets, self._fill[index, None, None]).long()
         pseudo = None
         if self._pseudo is not None:
             pseudo = gather(self._pseudo, self._pseudo_fill[index, None, None]).long()
-        return Batch(image[:, None], target, self.single_class[index], index, self.ignore, pseudo)
+        return Batch(image, target, self.single_class[index], index, self.ignore, pseudo)
+
+    def _planes(self, rows: Tensor, position: Tensor, pixels: Tensor) -> Iterator[Tensor]:
+        "Where each channel's pixels lie: a slice's channels follow each other, so all slices before it count K times."
+        if self.channels == 1:
+            yield pixels
+            return
+        start, area = (table[rows, None, None] for table in (self._start, self._height * self._width))
+        for channel in range(self.channels):
+            yield (position + (self.channels - 1) * start + channel * area).flatten().to(self.device)
 
     def _checked(self, index: Tensor, size: int, draw: Draw | None) -> Tensor:
         "The index as an int64 vector, once all arguments of `batch` are known to fit."

@@ -376,8 +376,8 @@ def save_mask(
         raise ValueError(f"path: found {path.name}, expected a name that ends in .nii or .nii.gz")
     if mask.dtype != np.uint8:
         raise TypeError(f"{case.name}: mask: found {mask.dtype}, expected uint8")
-    if mask.shape != case.image.shape:
-        raise ValueError(f"{case.name}: mask: found shape {mask.shape}, expected the scan's {case.image.shape}")
+    if mask.shape != case.shape:
+        raise ValueError(f"{case.name}: mask: found shape {mask.shape}, expected the scan's {case.shape}")
     picture = nib.Nifti1Image(np.ascontiguousarray(mask.T), _affine(case))
     picture.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -200,6 +200,14 @@ def score(mask: np.ndarray, case: Case, dataset: Dataset, config: Config) -> lis
 
 # %%
 #| export
+def settle(
+    config: Config,
+) -> tuple[Config, Dataset]:  # the configuration that a run is named by, and its data
+    "Open the data and fill in what its loader chose by itself, such as the sequence at hand; what was given stays."
+    dataset = open_dataset(config.dataset, config.root or None, **config.data)
+    return config.model_copy(update={"data": dataset.options | config.data}), dataset
+
+
 def run_experiment(
     config: Config,
     watch: Callable[[Training], None] | None = None,  # such as `LiveCurves()`
@@ -210,7 +218,7 @@ def run_experiment(
     Raises DataError, before anything is trained, on data that lacks what the run needs; RuntimeError when another
     process is at work in the run folder.
     """
-    dataset = open_dataset(config.dataset, config.root or None, **config.data)
+    config, dataset = settle(config)
     check_scorable(dataset, config)
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +299,7 @@ def shown_case(outcome: Outcome) -> tuple[Case, int]:
 def plot_predictions(outcome: Outcome) -> Figure:
     "Image, scribble, prediction over the true outline, truth."
     case, z = shown_case(outcome)
-    image, label, mask = case.image[z], case.label[z], outcome.masks[case.name][z]
+    image, label, mask = case.gray[z], case.label[z], outcome.masks[case.name][z]
     spacing = case.spacing_mm[1:] if case.spacing_mm else None
     scores = pd.DataFrame(outcome.result["cases"]).query("case == @case.name and policy == @POLICIES[0]")
     figure, axes = panels(4)
@@ -313,7 +321,7 @@ def plot_attention_rows(outcome: Outcome) -> Figure | None:
         return None
     case, z = shown_case(outcome)
     device, size = next(outcome.model.parameters()).device, outcome.config.size
-    shown = resize_image(torch.as_tensor(case.image[z], device=device), size)[None, None]
+    shown = resize_image(torch.as_tensor(case.image[z], device=device), size).view(1, -1, size, size)
     outcome.model(shown)
     (h, w), query = attention.grid, attention.query.float()
     scale = query.shape[-1] ** -0.5 if outcome.config.asl.logit_scale == "sqrt_dk" else 1.0

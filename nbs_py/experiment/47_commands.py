@@ -9,14 +9,15 @@
 # %% [markdown]
 # # Commands
 #
-# > What there is, asked from a terminal.
+# > What there is and where to get it, asked from a terminal.
 #
 # **The question.** Which names may stand behind `-p method`, `-p dataset` and `-p profile`, and whom do they credit?
 #
 # ```bash
-# attenscribble methods     # every method: name, title, source
-# attenscribble datasets    # every dataset: what it is, where it was found on this machine, how to get it
-# attenscribble profiles    # how much each profile computes
+# attenscribble methods          # every method: name, title, source
+# attenscribble datasets         # every dataset: what it is, where it was found on this machine, how to get it
+# attenscribble profiles         # how much each profile computes
+# attenscribble download chaos   # get a dataset, or go on with it, and verify it
 # ```
 
 # %%
@@ -28,15 +29,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from attenscribble.data.datasets import datasets
+from attenscribble.data.datasets import SOURCES, datasets
+from attenscribble.data.download import DOWNLOADS, download
 from attenscribble.data.scans import DataError
 from attenscribble.experiment.config import PROFILES, Config
 from attenscribble.experiment.runs import run_experiment
-from attenscribble.machine import rank
 from attenscribble.method.objective import METHODS
 
 # %%
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 from attenscribble.book import exercise
@@ -88,25 +89,43 @@ def train(settings: Sequence[str]) -> str:
 COMMANDS = {"methods": list_methods, "datasets": list_datasets, "profiles": list_profiles}
 
 
+def get(
+    name: str,  # one of `DOWNLOADS` or `SOURCES`
+    to: str | None = None,  # data folder; the user's unless told
+) -> str:  # what to say
+    "Get a dataset, verified: where it lies now, its licence and the next command. Raises what `download` raises."
+    if name in SOURCES and not SOURCES[name].folders:
+        return f"{name}: {SOURCES[name].obtain}"
+    place, entry = download(name, to), DOWNLOADS[name]
+    return f"{place}\nLicence: {entry.licence}\nNext, in the folder nbs: {entry.then.format(folder=place)}"
+
+
 def main(
     arguments: Sequence[str] | None = None,  # of the command line; None: the program's own
 ) -> int:  # exit status
-    "The command `attenscribble`. A wrong name ends with status 2 and the choices."
+    "The command `attenscribble`. A wrong name ends with status 2 and the choices, what cannot be had with status 1."
     parser = argparse.ArgumentParser(prog="attenscribble", description="Scribble-supervised segmentation: what exists.",
                                      epilog="To train in a notebook: papermill train.ipynb -p dataset acdc.")
     parts = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, function in COMMANDS.items():
-        parts.add_parser(name, help=function.__doc__.split(":")[0].lower())
-    parts.add_parser("train", help=train.__doc__).add_argument("settings", nargs="*", metavar="NAME=VALUE")
-    given = parser.parse_args(arguments)
-    if given.command != "train":
-        print(COMMANDS[given.command]())
-        return 0
+        part = parts.add_parser(name, help=function.__doc__.split(":")[0].lower())
+        part.set_defaults(run=lambda asked, function=function: function())
+    trainer = parts.add_parser("train", help=train.__doc__)
+    trainer.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    trainer.set_defaults(run=lambda asked: train(asked.settings))
+    loader = parts.add_parser("download", help="get a dataset and verify it; a download that was cut goes on")
+    loader.add_argument("name", metavar="NAME", choices=sorted({*DOWNLOADS, *SOURCES}),
+                        help=f"{', '.join(DOWNLOADS)}; for the others it says where to get them")
+    loader.add_argument("--to", metavar="FOLDER", help="data folder; the user data folder unless told")
+    loader.set_defaults(run=lambda asked: get(asked.name, asked.to))
+    asked = parser.parse_args(arguments)
     try:
-        print(train(given.settings), end="\n" if rank() == 0 else "")
-    except (ValueError, DataError) as error:
-        print(f"attenscribble train: {error}", file=sys.stderr)
-        return 2
+        said = asked.run(asked)
+    except (DataError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if said:
+        print(said)
     return 0
 
 
@@ -115,6 +134,15 @@ with redirect_stdout(StringIO()) as said:
     assert main(["methods"]) == 0
 lines = said.getvalue().splitlines()
 assert len(lines) == len(METHODS) and lines[0].startswith("fully")
+
+# %% [markdown]
+# What only its owners give out is not pretended to be had: the way to it goes to the error stream, and the status says no.
+
+# %%
+with redirect_stderr(StringIO()) as complained:
+    assert main(["download", "acdc"]) == 1
+assert "register at" in complained.getvalue()
+print(complained.getvalue())
 
 
 # %% [markdown]
@@ -135,4 +163,5 @@ exercise(check_simple, my_simple, solution=lambda: [m.name for m in METHODS.valu
 # %% [markdown]
 # ## Recap
 #
-# `main` is the command `attenscribble`; its lists come from the registries.
+# `main` is the command `attenscribble`; its lists come from the registries, its downloads from
+# [chapter 19](../data/19_download.ipynb).
