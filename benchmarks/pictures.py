@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 MARKS = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->"
 
@@ -70,6 +71,8 @@ def draw_growth(curves: list[dict]) -> Figure:
                  xlabel={"side": "side of the image (pixels)", "grid": "side of the grid (cells)", "count": "images",
                          "radius": "radius"}[curve["grows"]])
         axis.set_xticklabels(curve["values"], fontsize=8)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.set_title(f"{curve['loss']}\ntime: exponent {curve['exponent']:.2f}, theory {curve['theory']}", fontsize=9)
     axes[0, 0].legend(frameon=False, fontsize=8)

@@ -1,6 +1,7 @@
 """The training loop and the run around it: what it may look at, what it leaves behind, how it fails."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -200,6 +201,15 @@ def test_h5_and_nifti_give_the_same_batches(data_root):
     nifti, h5 = (store.batch(index, 128, draws) for store in stores)
     assert len(stores[0]) == len(stores[1]) and torch.equal(nifti.target, h5.target)
     assert (nifti.image - h5.image).abs().max() < 1e-3  # half a step of 511 levels
+
+
+def test_a_term_that_starts_late_moves_its_parameters_from_then_on(hearts):
+    seen = []
+    config = tiny(iterations=4, log_every=1, start_atn=2)
+    train(config, hearts, watch=lambda state: seen.append(
+        state.model.get_submodule("encoder.2").attention.similarity.weight.detach().clone()))
+    moved = [bool((after != before).any()) for before, after in itertools.pairwise(seen)]
+    assert moved == [False, True, True]
 
 
 def test_a_compiled_network_takes_the_same_steps(hearts, monkeypatch):

@@ -114,7 +114,10 @@ def make_optimiser(model: nn.Module, config: Config) -> torch.optim.SGD:
     if attention:
         groups.append({"params": list(attention.parameters()), "initial_lr": config.attention_lr or lr})
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
+    optimiser = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
+    for parameter in model.parameters() if config.momentum else ():  # some get their first gradient later than others,
+        optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)  # which the fused form refuses
+    return optimiser
 
 
 # %%
