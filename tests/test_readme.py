@@ -23,8 +23,9 @@ def test_the_thirty_second_example_runs_and_reaches_every_parameter(root):
 
 def test_the_table_of_results_is_that_of_the_result_files(root):
     text = (root / "README.md").read_text()
-    table = text.split("<!-- results -->\n")[1].split("\n<!-- end of results -->")[0]
-    assert table == results_table(root / "results"), "put the output of results_table('results') between the marks"
+    for dataset in ("acdc", "chaos"):
+        table = text.split(f"<!-- {dataset} -->\n")[1].split(f"\n<!-- end of {dataset} -->")[0]
+        assert table == results_table(root / "results", dataset=dataset), "between the marks goes results_table(…)"
 
 
 def test_the_order_beside_the_paper_is_that_of_the_result_files(root):

@@ -198,9 +198,11 @@ with tempfile.TemporaryDirectory() as folder:
 def results_table(
     folder: Path | str,  # with result files, such as results/ of the clone
     policy: str = POLICIES[0],  # how empty masks count
+    *,
+    dataset: str | None = None,  # runs on this one only
 ) -> str:  # markdown, one row a run, methods in the paper's order
     "DSC per class and mean HD95 of every run in a folder. Raises as `read_results` does."
-    results = read_results(folder)
+    results = [result for result in read_results(folder) if dataset in (None, result["dataset"])]
     names = list(dict.fromkeys(row["class"] for result in results for row in result["cases"]))
     variants = {run["run"]: key[2] for key, runs in group_seeds(results).items() for run in runs}
     lines = [["method", "preset", *(f"DSC {name}" for name in names), "DSC mean", "HD95 mean (mm)"]]
