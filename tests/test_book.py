@@ -33,6 +33,7 @@ SECONDS = 120  # for one chapter, everything included
 MAX_CELLS, MAX_LINES = 60, 300
 LARGER = {  # module or notebook → why it may be larger
     "attenscribble/data/scans.py": "two file formats and every fault they can have, on one shared set of checks",
+    "attenscribble/data/folder.py": "what a folder may look like and say, from names to folds, on one set of checks",
     "attenscribble/data/phantom.py": "the anatomy is a long list of shapes, each a few lines",
     "attenscribble/data/batches.py": "one index map from its four parts to the store that uses it",
     "attenscribble/experiment/figures.py": "the paper's three figures: a network's sketch, circles, panels of runs",

@@ -151,7 +151,7 @@ def index_map(
 class Batch:
     "Slices ready for a training step, on the store's device."
 
-    image: Tensor  # [N,1,S,S] float32 in [0,1]
+    image: Tensor  # [N,K,S,S] float32 in [0,1], K modalities, mostly one
     target: Tensor  # [N,S,S] int64, class id or `ignore`
     single_class: Tensor  # [N] bool, whether the unaugmented target holds at most one class
     index: Tensor  # [N] int64, the slice's number in the store
@@ -160,11 +160,12 @@ class Batch:
 
 
 class SliceStore:
-    """All 2D slices of some cases, side by side in two flat tensors on the training device.
+    """All 2D slices of some cases, side by side on the training device: a flat tensor a modality, and one of targets.
 
-    Five bytes a pixel, native sizes kept. With the target "scribble" a case's dense label is never looked at; with
-    "label" no scribble is needed. Cases are read one at a time and not kept. Pseudo labels, one byte more, lie beside
-    the targets once `set_pseudo` was called, and go through the same augmentation."""
+    Five bytes a pixel, four more for each further modality; native sizes kept. With the target "scribble" a case's
+    dense label is never looked at; with "label" no scribble is needed. Cases are read one at a time and not kept.
+    Pseudo labels, one byte more, lie beside the targets once `set_pseudo` was called, and go through the same
+    augmentation."""
 
     def __init__(
         self,
@@ -176,28 +177,34 @@ class SliceStore:
         device: torch.device | str = "cpu",
     ) -> None:
         """Raises ValueError on another `target`, an `ignore` that is a class id or no uint8, and on no case at all;
-        DataError, naming the case, on one without the target or with a value that is neither a class nor `ignore`."""
+        DataError, naming the case, on one without the target, with a value that is neither a class nor `ignore`, or
+        with another number of modalities than the first."""
         if target not in ("scribble", "label"):
             raise ValueError(f"target: found {target!r}, expected 'scribble' or 'label'")
         if not classes <= ignore <= 255:
             raise ValueError(f"ignore: found {ignore}, expected a value in {classes}..255, above the class ids")
         self.classes, self.ignore, self.target = classes, ignore, target
         self.device = torch.device(device)
-        images, targets = bytearray(), bytearray()  # they grow in place: no second copy, even for a moment
+        images, targets = [], bytearray()  # they grow in place: no second copy, even for a moment
         names, shapes, present = [], [], []
         for case in cases:
             volume = getattr(case, target)  # the other one is not touched
             if volume is None:
                 raise DataError(f"{case.name}: {target}", "none", "one in every case")
             present.append(_present(volume, f"{case.name}: {target}", classes, ignore))
-            images += case.image.tobytes()
+            planes = case.image.swapaxes(0, 1) if case.image.ndim == 4 else case.image[None]  # [K,Z,Y,X]
+            images = images or [bytearray() for _ in planes]
+            if len(planes) != len(images):
+                raise DataError(f"{case.name}: image", f"{len(planes)} modalities", f"{len(images)}, as in {names[0]}")
+            for flat, plane in zip(images, planes, strict=True):
+                flat += plane.tobytes()
             targets += volume.tobytes()
             names += [f"{case.name}_slice_{z}" for z in range(len(case.image))]
-            shapes += [case.image.shape[1:]] * len(case.image)
+            shapes += [case.image.shape[-2:]] * len(case.image)
         if not names:
             raise ValueError("cases: found none, expected at least one")
         self.names = tuple(names)
-        self._images = torch.frombuffer(images, dtype=torch.float32).to(self.device)
+        self._images = [torch.frombuffer(flat, dtype=torch.float32).to(self.device) for flat in images]
         self._targets = torch.frombuffer(targets, dtype=torch.uint8).to(self.device)
         self._describe(np.array(shapes), np.concatenate(present))
 
@@ -220,7 +227,7 @@ class SliceStore:
     @property
     def nbytes(self) -> int:
         "Bytes of all images and targets."
-        return self._images.nbytes + self._targets.nbytes
+        return sum(flat.nbytes for flat in (*self._images, self._targets))
 
     @property
     def pixels(self) -> int:
@@ -238,10 +245,11 @@ class SliceStore:
     def native(
         self,
         number: int,  # of a slice
-    ) -> tuple[Tensor, Tensor]:  # image [Y,X] float32, target [Y,X] uint8: views, on the store's device
-        "One slice as it was read."
+    ) -> tuple[Tensor, Tensor]:  # image [Y,X] float32, of several modalities [K,Y,X]; target [Y,X] uint8
+        "One slice as it was read, on the store's device."
         place, shape = self.span(number)
-        return self._images[place].view(shape), self._targets[place].view(shape)
+        planes = [flat[place].view(shape) for flat in self._images]
+        return planes[0] if len(planes) == 1 else torch.stack(planes), self._targets[place].view(shape)
 
     def drawn(self) -> Tensor:
         "[pixels] bool: where the target holds a class."
@@ -288,11 +296,13 @@ class SliceStore:
             found = flat.index_select(0, pixels).view(position.shape)
             return found if inside is None else found.where(inside, fill)
 
-        image, target = gather(self._images, 0), gather(self._targets, self._fill[index, None, None]).long()
+        planes = [gather(flat, 0) for flat in self._images]
+        target = gather(self._targets, self._fill[index, None, None])
         pseudo = None
         if self._pseudo is not None:
             pseudo = gather(self._pseudo, self._pseudo_fill[index, None, None]).long()
-        return Batch(image[:, None], target, self.single_class[index], index, self.ignore, pseudo)
+        image = planes[0][:, None] if len(planes) == 1 else torch.stack(planes, 1)
+        return Batch(image, target.long(), self.single_class[index], index, self.ignore, pseudo)
 
     def _checked(self, index: Tensor, size: int, draw: Draw | None) -> Tensor:
         "The index as an int64 vector, once all arguments of `batch` are known to fit."

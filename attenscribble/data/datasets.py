@@ -14,6 +14,7 @@ from pathlib import Path
 from platformdirs import user_data_dir
 
 from ..book import one_of
+from .folder import folder
 from .phantom import phantom
 from .scans import DataError, Dataset, acdc, wsl4mis
 
@@ -54,6 +55,10 @@ SOURCES = {source.name: source for source in (
            ("patient*_frame*.h5", "ACDC_training_*/patient*_frame*.h5"),
            "clone https://github.com/HiLab-git/WSL4MIS; the files are in data/ACDC",
            "code MIT (Luo et al., MICCAI 2022); the images and scribbles inside keep the licences of ACDC"),
+    Source("folder", "your own NIfTI scans and scribbles, any modalities and labels; give it as root", folder, (".",),
+           ("images/*.nii*", "imagesTr/*.nii*", "*[_-]scribble*.nii*", "*[_-]label*.nii*"),
+           "draw scribbles in ITK-SNAP (https://www.itksnap.org), 3D Slicer or MITK and save them as NIfTI: "
+           "images/NAME.nii.gz and scribbles/NAME.nii.gz, as chapter 15 says", "yours"),
 )}
 
 # %% ../../nbs/data/16_datasets.ipynb #8605c3f5
@@ -70,7 +75,7 @@ def find_dataset(
         return None
     user = [os.environ.get("ATTENSCRIBBLE_DATA"), user_data_dir("attenscribble")]
     bases = [root] if root else [base for base in user if base]
-    places = [Path(base).expanduser() / folder for base in bases for folder in source.folders]
+    places = [Path(base).expanduser() / below for base in bases for below in source.folders]
     for place in places:
         if any(True for pattern in source.patterns for _ in place.glob(pattern)):
             return place
@@ -80,14 +85,14 @@ def find_dataset(
 
 # %% ../../nbs/data/16_datasets.ipynb #02b2699f
 def open_dataset(
-    name: str,  # "phantom", "acdc", "wsl4mis"
+    name: str,  # "phantom", "acdc", "wsl4mis", "folder"
     root: Path | str | None = None,  # as in `find_dataset`; the phantom needs none and ignores it
-    **options: object,  # of the loader: patients=…, seed=… for the phantom; scribbles=… for acdc; spacing=… for wsl4mis
+    **options: object,  # of the loader: patients=… of the phantom, scribbles=… of acdc, `FolderOptions` of folder
 ) -> Dataset:  # nothing of it is read yet
     "A dataset by its name. Raises what `find_dataset` and the loader raise; TypeError for an unknown option."
-    folder = find_dataset(name, root)
+    place = find_dataset(name, root)
     build = SOURCES[name].build
-    return build(**options) if folder is None else build(folder, **options)
+    return build(**options) if place is None else build(place, **options)
 
 # %% ../../nbs/data/16_datasets.ipynb #eb7a0ed0
 def datasets(

@@ -63,7 +63,7 @@ class PseudoLabels:
 
 # %% ../../nbs/rivals/30_pseudo_labels.ipynb #bcdaed6f
 def walker_labels(
-    image: np.ndarray,  # [H,W] in [0,1]
+    image: np.ndarray,  # [H,W] in [0,1]; of several modalities [K,H,W]
     scribble: np.ndarray,  # [H,W] class ids, `ignore` where unannotated
     *,
     classes: int,  # number of classes, the background included
@@ -82,7 +82,8 @@ def walker_labels(
         beta, mapped = 0.0, np.arange(mapped.size, dtype=np.float64).reshape(mapped.shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(scikit-umfpack|UMFPACK|The probability range).*")
-        found = random_walker(mapped, table[scribble], beta=beta, mode=mode)
+        found = random_walker(mapped, table[scribble], beta=beta, mode=mode,
+                              channel_axis=0 if image.ndim == 3 else None)
     back = np.full(present.size + 2, ignore, np.uint8)  # −1, unreached, is the last entry
     back[1:-1] = present
     return back[found]
@@ -206,8 +207,8 @@ class RunningMean(PseudoLabels):
 
     def _ask(self, model: nn.Module, numbers: list[int]) -> None:
         "Move the mean of some slices towards what the network says now."
-        images = [resize_image(self.store.native(n)[0], self.size) for n in numbers]
-        said = model(torch.stack(images)[:, None]).float().softmax(1)
+        images = torch.stack([resize_image(self.store.native(n)[0], self.size) for n in numbers])
+        said = model(images if images.ndim == 4 else images[:, None]).float().softmax(1)
         for n, probs in zip(numbers, said, strict=True):
             place, shape = self.store.span(n)
             mean = self.mean[:, place]

@@ -58,14 +58,17 @@ register(Method("gated-crf", "GCRF", "Obukhov et al. 2019; WSL4MIS, GatedCRFLoss
 # %% ../../nbs/rivals/33_regularisers.ipynb #a114eb5d
 def mumford_shah_loss(
     probs: Tensor,  # [N,C,H,W] probabilities P
-    image: Tensor,  # [N,1,H,W] float
+    image: Tensor,  # [N,K,H,W] float; of K modalities the first sum is their mean
     *,
     swapped: bool = False,  # exchange image and prediction in the first sum, as released by WSL4MIS and AttenScribble
 ) -> Tensor:  # [] the sum of the equation over the number of pixels
     "Piecewise constant regions with short borders (Kim and Ye 2020)."
-    values, shares = (probs, image.expand_as(probs)) if swapped else (image.expand_as(probs), probs)
-    mean = (values * shares).sum((2, 3), keepdim=True) / shares.sum((2, 3), keepdim=True).clamp(min=1e-6)
-    level = ((values - mean).square() * shares).sum()
+    def level_set(plane: Tensor) -> Tensor:
+        values, shares = (probs, plane.expand_as(probs)) if swapped else (plane.expand_as(probs), probs)
+        mean = (values * shares).sum((2, 3), keepdim=True) / shares.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        return ((values - mean).square() * shares).sum()
+
+    level = sum(map(level_set, image.split(1, 1))) / image.shape[1]
     border = sum(probs.diff(dim=axis).abs().sum() for axis in (2, 3))
     return (level + border) / probs[:, 0].numel()
 

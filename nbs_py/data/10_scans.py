@@ -26,9 +26,10 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel as nib
@@ -36,6 +37,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from nibabel.wrapstruct import WrapStructError
+
+from attenscribble.data.grid import Grid, three_axes
 
 # %%
 import os
@@ -105,7 +108,7 @@ class_legend(figure, ["background", "RV", "Myo", "LV"], background=True)
 #
 # | symbol | variable | shape | unit, range |
 # |---|---|---|---|
-# | $I$ | `image` | [Z,Y,X] float32 | scaled intensity, [0, 1] |
+# | $I$ | `image` | [Z,Y,X] float32; [Z,K,Y,X] of K modalities | scaled intensity, [0, 1] |
 # | $Y_s$ | `scribble` | [Z,Y,X] uint8 | class id, or `ignore` |
 # | $Y$ | `label` | [Z,Y,X] uint8 | class id |
 # | $\Omega_L$ | `scribble != ignore` | | annotated pixels |
@@ -148,28 +151,34 @@ class Case:
     "One 3D image with what is known about it. Raises DataError, naming case and field, for a wrong shape or range."
 
     patient: str  # "patient001"
-    frame: str  # "frame01"
-    image: np.ndarray  # [Z,Y,X] float32 in [0,1]
+    frame: str  # "frame01"; "" where a patient has one
+    image: np.ndarray  # [Z,Y,X] float32 in [0,1]; [Z,K,Y,X] of K > 1 modalities
     spacing_mm: tuple[float, float, float] | None  # voxel size (z,y,x); None when the source does not hold it
     affine: np.ndarray | None = None  # 4×4, voxel (x,y,z) → mm of the scanner; for writing masks back
     scribble: np.ndarray | None = None  # [Z,Y,X] uint8 class ids, the dataset's ignore value where unannotated
     label: np.ndarray | None = None  # [Z,Y,X] uint8 class ids
     source: str = ""  # the file it came from
+    grid: Grid | None = None  # how the file stores it; None: transposed, placed by `affine`
 
     @property
     def name(self) -> str:
         "Patient and frame, unique in a dataset."
-        return f"{self.patient}_{self.frame}"
+        return f"{self.patient}_{self.frame}" if self.frame else self.patient
+
+    @property
+    def gray(self) -> np.ndarray:  # [Z,Y,X], a view
+        "The image, or its first modality: what a picture shows."
+        return self.image if self.image.ndim == 3 else self.image[:, 0]
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})" if self.source else self.name
-        _check_array(f"{where}: image", self.image, np.float32)
+        _check_array(f"{where}: image", self.image, np.float32, axes=(3, 4))
         low, high = self.image.min(), self.image.max()
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise DataError(f"{where}: image", f"values from {low} to {high}", "values in [0, 1]")
-        for field in ("scribble", "label"):
-            if getattr(self, field) is not None:
-                _check_array(f"{where}: {field}", getattr(self, field), np.uint8, self.image.shape)
+        for kind in ("scribble", "label"):
+            if getattr(self, kind) is not None:
+                _check_array(f"{where}: {kind}", getattr(self, kind), np.uint8, self.gray.shape)
         spacing = self.spacing_mm
         if spacing is not None and not (len(spacing) == 3 and all(0 < mm < np.inf for mm in spacing)):
             raise DataError(f"{where}: spacing_mm", spacing, "three positive numbers (z,y,x), or None")
@@ -177,11 +186,12 @@ class Case:
             raise DataError(f"{where}: affine", self.affine, "a finite 4×4 matrix, or None")
 
 
-def _check_array(where: str, array: np.ndarray, dtype: type, shape: tuple[int, ...] | None = None) -> None:
-    "Raise DataError unless this is a non-empty 3D array of that dtype (and shape)."
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 3 or array.size == 0:
+def _check_array(where: str, array: np.ndarray, dtype: type, shape: tuple[int, ...] | None = None,
+                 axes: tuple[int, ...] = (3,)) -> None:
+    "Raise DataError unless this is a non-empty array of that dtype, number of axes (and shape)."
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim not in axes or array.size == 0:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise DataError(where, found, f"a non-empty {np.dtype(dtype)} array [Z,Y,X]")
+        raise DataError(where, found, f"a non-empty {np.dtype(dtype)} array [Z,Y,X]" + " or [Z,K,Y,X]" * (4 in axes))
     if shape is not None and array.shape != shape:
         raise DataError(where, f"shape {array.shape}", f"the image's shape {shape}")
 
@@ -224,6 +234,12 @@ class Dataset:
     folds: dict[int, tuple[str, ...]]  # fold → the patients it tests
     augmentation: str  # "acdc": quarter turns, flips, small rotations; "chaos": small rotations only; "none"
     source: str = ""  # citation and licence, one line
+    channels: int = 1  # K, modalities of every image
+    trains: dict[int, tuple[str, ...]] = field(default_factory=dict)  # fold → patients to train on; else all others
+    scored: bool = True  # False: nobody labelled the test patients; they are segmented and not scored
+    values: tuple[int, ...] = ()  # index = class id: its value in mask files; () stands for the ids themselves
+    reading: dict[str, Any] = field(default_factory=dict)  # options with which `read_scan` reads one more scan alike
+    version: str = ""  # changes with the files, where they are the user's own
 
     def __post_init__(self) -> None:
         if self.ignore in range(self.classes):
@@ -232,7 +248,8 @@ class Dataset:
             raise DataError(f"{self.name}: augmentation", repr(self.augmentation), "'acdc', 'chaos' or 'none'")
         if not self.patients or len(set(self.patients)) < len(self.patients):
             raise DataError(f"{self.name}: patients", self.patients, "at least one, each once")
-        if strangers := sorted({p for test in self.folds.values() for p in test} - set(self.patients)):
+        sides = (*self.folds.values(), *self.trains.values())
+        if strangers := sorted({patient for side in sides for patient in side} - set(self.patients)):
             raise DataError(f"{self.name}: folds", ", ".join(strangers), "only patients of the dataset")
 
     @property
@@ -259,11 +276,16 @@ class Dataset:
             raise DataError(f"{self.name}: fold", repr(fold),
                             f"one of {sorted(self.folds)}; the data holds {self._some_patients()}")
         test = self.folds[fold]
-        train = tuple(patient for patient in self.patients if patient not in test)
+        train = self.trains.get(fold, tuple(patient for patient in self.patients if patient not in test))
         if not train or not test:
             raise DataError(f"{self.name}: fold {fold}", f"{len(train)} patients to train and {len(test)} to test on",
                             f"at least one each; the data holds {self._some_patients()}")
         return train, test
+
+    def facts(self) -> dict[str, Any]:
+        "What a checkpoint has to know to segment further scans, in plain types."
+        names = ("name", "class_names", "channels", "augmentation", "values", "reading", "version")
+        return {name: getattr(self, name) for name in names}
 
     def _some_patients(self) -> str:
         "The patients in a few words, for messages."
@@ -473,21 +495,27 @@ interact(lambda clip=0.99: plot_scaling([clip]), clip=(0.5, 1.0, 0.005));
 #| export
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 _NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # the header's size, at the start of the file
-_SHIFT_MM = 0.1  # two grids agree if no voxel moves further: above float32 rounding, far below a voxel
+SHIFT_MM = 0.1  # two grids agree if no voxel moves further: above float32 rounding, far below a voxel
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, SpatialImage]:
-    "A 3D NIfTI file as [Z,Y,X], in the type it is stored in, and its header."
+def read_nifti(
+    path: Path,
+    flat: bool = False,  # take a single slice [x,y] too, and axes of length 1 past the third
+) -> tuple[np.ndarray, SpatialImage]:  # [Z,Y,X] in the type it is stored in; header and affine
+    "A 3D NIfTI file. Raises DataError for one that is broken, empty, or has more axes or numbers than one per voxel."
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)  # as a whole, so that the checksum is looked at
         scan = (nib.Nifti2Image if data[:4] in _NIFTI2 else nib.Nifti1Image).from_bytes(data)
-        volume = np.asanyarray(scan.dataobj) if scan.ndim == 3 else None
+        shape = three_axes(scan.shape) if flat else scan.shape
+        volume = np.asanyarray(scan.dataobj).reshape(shape) if len(shape) == 3 else None
     except _UNREADABLE as error:
         raise DataError(path, f"an unreadable file ({type(error).__name__}: {error})", "complete NIfTI") from error
     if volume is None or volume.dtype.kind not in "iuf" or volume.size == 0:
-        raise DataError(path, f"{scan.get_data_dtype()} data of shape {scan.shape}", "one number per voxel in 3D")
+        advice = "; of a film or a stack of modalities give each volume a file of its own" if len(shape) > 3 else ""
+        raise DataError(path, f"{scan.get_data_dtype()} data of shape {scan.shape}",
+                        f"one number per voxel in 3D{advice}")
     return volume.T, scan
 
 
@@ -510,7 +538,7 @@ def _check_same_grid(path: Path, mask: SpatialImage, image: SpatialImage, check_
         shift_mm = np.abs(mask.affine - image.affine)[:3] @ [*far, 1]
     else:
         shift_mm = np.abs(np.subtract(mask.header.get_zooms(), image.header.get_zooms())) * far
-    if check_affine and shift_mm.max() > _SHIFT_MM:
+    if check_affine and shift_mm.max() > SHIFT_MM:
         raise DataError(path, f"an affine that moves voxels by {shift_mm.max():.1f} mm", "that of the image "
                         "(check_affine=False if the arrays are known to match voxel by voxel)")
 
@@ -598,7 +626,7 @@ def _nifti_files(folder: Path) -> dict[str, dict[str, Path]]:
 
 def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
     "Read one frame."
-    volume, scan = _read_nifti(files["image"])
+    volume, scan = read_nifti(files["image"])
     try:
         image = scale_intensities(volume, 1 if already_cut(volume) else 0.99)
     except DataError as error:
@@ -606,7 +634,7 @@ def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
     masks = {}
     for kind, ignore in (("scribble", ACDC_IGNORE), ("gt", None)):
         if kind in files:
-            mask, mask_scan = _read_nifti(files[kind])
+            mask, mask_scan = read_nifti(files[kind])
             _check_same_grid(files[kind], mask_scan, scan, check_affine)
             masks[kind] = _as_mask(mask, files[kind], ignore)
     return Case(*name.split("_"), image, _spacing_mm(scan), np.array(scan.affine), masks.get("scribble"),
@@ -740,7 +768,7 @@ def _spacings(spacing: Path | str | None) -> Callable[[str], tuple | None]:
     def spacing_of(name: str) -> tuple:
         entry = table.get(name, table.get(name.split("_")[0])) if isinstance(table, dict) else None
         if isinstance(entry, Path):
-            return _spacing_mm(_read_nifti(entry)[1])
+            return _spacing_mm(read_nifti(entry)[1])
         if not (isinstance(entry, list) and len(entry) == 3):
             raise DataError(f"{spacing}: {name}", entry, "[x,y,z] in mm, or a NIfTI file of that name")
         return tuple(float(mm) for mm in reversed(entry))

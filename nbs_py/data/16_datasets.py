@@ -27,6 +27,7 @@ from pathlib import Path
 from platformdirs import user_data_dir
 
 from attenscribble.book import one_of
+from attenscribble.data.folder import folder
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import DataError, Dataset, acdc, wsl4mis
 
@@ -50,13 +51,14 @@ from attenscribble.book import class_legend, draw, exercise, panels
 # of this book knows where an image came from. Orange: this chapter. Blue: the other chapters, by number.
 
 # %%
-FLOW = (["open_dataset\n(13)"], ["phantom\n(12, drawn)", "acdc\n(10, NIfTI)", "wsl4mis\n(10, HDF5)"],
-        ["Dataset\n→ Case (10)"], ["slices,\nbatches (14)"], ["network,\nlosses (20–25)"],
+FLOW = (["open_dataset\n(16)"], ["phantom\n(12, drawn)", "acdc\n(10, NIfTI)", "wsl4mis\n(10, HDF5)",
+                                  "folder\n(15, yours)"],
+        ["Dataset\n→ Case (10)"], ["slices,\nbatches (17)"], ["network,\nlosses (20–25)"],
         ["masks (42),\nDSC, HD95 (43)"])
 
 def plot_flow():
     "The way of the data through the book, left to right."
-    axis = plt.figure(figsize=(10, 2.4), layout="constrained").add_subplot(xlim=(-0.5, 5.5), ylim=(-1.4, 1.4))
+    axis = plt.figure(figsize=(10, 3), layout="constrained").add_subplot(xlim=(-0.5, 5.5), ylim=(-1.9, 1.9))
     axis.set_axis_off()
 
     def box(x, y, text, colour):
@@ -73,7 +75,7 @@ def plot_flow():
     for here, there in pairwise(boxes):
         for start, end in product(here, there):
             arrow(start, end)
-    arrow(box(0, -1, "root, or\n$ATTENSCRIBBLE_DATA,\nor the user's folder", "white"), boxes[0][0])
+    arrow(box(0, -1.5, "root, or\n$ATTENSCRIBBLE_DATA,\nor the user's folder", "white"), boxes[0][0])
 
 plot_flow()
 
@@ -83,7 +85,7 @@ plot_flow()
 #
 # | what | variable | form |
 # |---|---|---|
-# | the name | `name` | "phantom", "acdc", "wsl4mis" |
+# | the name | `name` | "phantom", "acdc", "wsl4mis", "folder" |
 # | where the data is | `root` | a folder; the dataset's own, or one that holds several |
 # | what the loader takes besides | `options` | keywords, such as `patients=5` |
 
@@ -152,6 +154,10 @@ SOURCES = {source.name: source for source in (
            ("patient*_frame*.h5", "ACDC_training_*/patient*_frame*.h5"),
            "clone https://github.com/HiLab-git/WSL4MIS; the files are in data/ACDC",
            "code MIT (Luo et al., MICCAI 2022); the images and scribbles inside keep the licences of ACDC"),
+    Source("folder", "your own NIfTI scans and scribbles, any modalities and labels; give it as root", folder, (".",),
+           ("images/*.nii*", "imagesTr/*.nii*", "*[_-]scribble*.nii*", "*[_-]label*.nii*"),
+           "draw scribbles in ITK-SNAP (https://www.itksnap.org), 3D Slicer or MITK and save them as NIfTI: "
+           "images/NAME.nii.gz and scribbles/NAME.nii.gz, as chapter 15 says", "yours"),
 )}
 
 
@@ -176,7 +182,7 @@ def find_dataset(
         return None
     user = [os.environ.get("ATTENSCRIBBLE_DATA"), user_data_dir("attenscribble")]
     bases = [root] if root else [base for base in user if base]
-    places = [Path(base).expanduser() / folder for base in bases for folder in source.folders]
+    places = [Path(base).expanduser() / below for base in bases for below in source.folders]
     for place in places:
         if any(True for pattern in source.patterns for _ in place.glob(pattern)):
             return place
@@ -188,14 +194,14 @@ def find_dataset(
 # %%
 #| export
 def open_dataset(
-    name: str,  # "phantom", "acdc", "wsl4mis"
+    name: str,  # "phantom", "acdc", "wsl4mis", "folder"
     root: Path | str | None = None,  # as in `find_dataset`; the phantom needs none and ignores it
-    **options: object,  # of the loader: patients=…, seed=… for the phantom; scribbles=… for acdc; spacing=… for wsl4mis
+    **options: object,  # of the loader: patients=… of the phantom, scribbles=… of acdc, `FolderOptions` of folder
 ) -> Dataset:  # nothing of it is read yet
     "A dataset by its name. Raises what `find_dataset` and the loader raise; TypeError for an unknown option."
-    folder = find_dataset(name, root)
+    place = find_dataset(name, root)
     build = SOURCES[name].build
-    return build(**options) if folder is None else build(folder, **options)
+    return build(**options) if place is None else build(place, **options)
 
 
 # %% [markdown]
@@ -248,7 +254,7 @@ def datasets(
 
 # %%
 table = pd.DataFrame(datasets(data)).set_index("name")
-assert list(table.folder) == ["generated", str(deep.parent), ""]
+assert list(table.folder) == ["generated", str(deep.parent), "", ""]
 table[["about", "licence"]]
 
 # %% [markdown]
