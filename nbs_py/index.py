@@ -18,11 +18,13 @@
 # |---|---|---|
 # | [00 How to read this book](00_book.ipynb) | what do all chapters share? | `book` |
 # | [01 The machine](01_machine.ipynb) | where does the time go, and how do several processes agree? | `machine` |
+# | [09 Space](data/09_grid.ipynb) | which voxel is which place in the patient? | `data.grid` |
 # | [10 Scans](data/10_scans.ipynb) | what is in a scan, and what can be wrong with it? | `data.scans` |
 # | [11 Scribbles](data/11_scribbles.ipynb) | how does an annotator scribble? | `data.scribbles` |
 # | [12 The phantom](data/12_phantom.ipynb) | can we have patients that anyone may look at? | `data.phantom` |
 # | [13 Simulated scribbles](data/13_simulation.ipynb) | how do you get scribbles where nobody drew any? | `data.simulation` |
 # | [14 CHAOS](data/14_chaos.ipynb) | in which order do slices make a body? | `data.chaos` |
+# | [15 A folder of your own](data/15_folder.ipynb) | how does my folder become a dataset? | `data.folder` |
 # | [16 Datasets](data/16_datasets.ipynb) | where does the data lie? | `data.datasets` |
 # | [17 Batches](data/17_batches.ipynb) | how does a scan become what a network sees? | `data.batches` |
 # | [18 Wrong strokes](data/18_errors.ipynb) | what does a wrong stroke cost? | `data.errors` |
@@ -38,6 +40,7 @@
 # | [32 Two branches](rivals/32_branches.ipynb) | what do two decoders know that one does not? | `rivals.branches` |
 # | [33 Regularisers](rivals/33_regularisers.ipynb) | what does a penalty want? | `rivals.regularisers` |
 # | [34 A row of your own](rivals/34_your_own.ipynb) | what is the least you must write? | none |
+# | [38 Check](experiment/38_check.ipynb) | what is wrong with my scans? | `experiment.check` |
 # | [39 Many processes](experiment/39_processes.ipynb) | can eight devices take the step of one? | `experiment.processes` |
 # | [40 The configuration](experiment/40_config.ipynb) | which knobs does a run have? | `experiment.config` |
 # | [41 Training](experiment/41_training.ipynb) | what happens in a run? | `experiment.training` |
@@ -46,7 +49,7 @@
 # | [44 Runs](experiment/44_runs.ipynb) | what must be kept of a run? | `experiment.runs` |
 # | [45 Tables](experiment/45_tables.ipynb) | does our order agree with the paper's? | `experiment.tables` |
 # | [46 Figures](experiment/46_figures.ipynb) | where does each method go wrong? | `experiment.figures` |
-# | [47 Commands](experiment/47_commands.ipynb) | what may stand behind `-p method`? | `experiment.commands` |
+# | [47 Commands](experiment/47_commands.ipynb) | what can be asked from a terminal? | `experiment.commands` |
 #
 # To train, open [train.ipynb](train.ipynb) or run it from this folder:
 #

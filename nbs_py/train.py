@@ -22,7 +22,7 @@
 # `-p dataset chaos -p data_sequence t2spir`; a name that does not exist stops the run at once.
 
 # %% tags=["parameters"]
-dataset: str = "phantom"  # phantom, acdc, wsl4mis, chaos
+dataset: str = "phantom"  # phantom, acdc, wsl4mis, chaos, folder; for a folder of your own give root
 method: str = "ours"  # fully, pce, gated-crf, ours-without-asl, ours, …; the command `attenscribble methods` lists all
 fold: int = 1  # test fold, counted from 1
 seed: int = 2022  # of weights, batches, augmentation, dropout

@@ -34,6 +34,7 @@ MAX_CELLS, MAX_LINES = 60, 300
 LARGER = {  # module or notebook → why it may be larger
     "attenscribble/data/scans.py": "two file formats and every fault they can have, on one shared set of checks",
     "attenscribble/data/chaos.py": "from slices to a volume, from pictures to labels, and every fault on the way",
+    "attenscribble/data/folder.py": "what a folder may look like and say, from names to folds, on one set of checks",
     "attenscribble/data/phantom.py": "the anatomy is a long list of shapes, each a few lines",
     "attenscribble/data/simulation.py": "five procedures side by side, and the one pen and call that all of them share",
     "attenscribble/data/batches.py": "one index map from its four parts to the store that uses it",
@@ -43,6 +44,7 @@ LARGER = {  # module or notebook → why it may be larger
     "attenscribble/method/asl.py": "one visit twice, in PyTorch and in C, side by side",
     "attenscribble/method/ssa.py": "attention and its log-sum-exp, the layers made of it, how they attach to a network",
     "attenscribble/method/objective.py": "a table of switches, a line each, beside the terms that read them",
+    "attenscribble/experiment/runs.py": "a run from its data to its files and pictures, in order",
     "attenscribble/experiment/training.py": "the loop stays in one place, with what it writes and shows",
 }
 PORT_RACE = "Address already in use"  # two kernels started at once drew the same port

@@ -95,7 +95,7 @@ def test_a_misspelt_name_brings_the_nearest(name, near):
 
 
 def test_a_name_like_nothing_brings_no_guess():
-    with pytest.raises(ValueError, match=r"expected one of phantom, acdc, wsl4mis, chaos$"):
+    with pytest.raises(ValueError, match=r"expected one of phantom, acdc, wsl4mis, chaos, folder$"):
         open_dataset("xyz")
 
 

@@ -15,6 +15,7 @@ from platformdirs import user_data_dir
 
 from ..book import one_of
 from .chaos import ARCHIVE, chaos
+from .folder import folder
 from .phantom import phantom
 from .scans import DataError, Dataset, acdc, wsl4mis
 
@@ -62,6 +63,10 @@ SOURCES = {source.name: source for source in (
             "image_[0-9]*.nii*"),
            "attenscribble download chaos, or CHAOS_Train_Sets.zip of https://zenodo.org/records/3431873, zipped or not",
            "CC BY-NC-SA 4.0 (Kavur et al., Medical Image Analysis 2021)"),
+    Source("folder", "your own NIfTI scans and scribbles, any modalities and labels; give it as root", folder, (".",),
+           ("images/*.nii*", "imagesTr/*.nii*", "*[_-]scribble*.nii*", "*[_-]label*.nii*"),
+           "draw scribbles in ITK-SNAP (https://www.itksnap.org), 3D Slicer or MITK and save them as NIfTI: "
+           "images/NAME.nii.gz and scribbles/NAME.nii.gz, as chapter 15 says", "yours"),
 )}
 
 # %% ../../nbs/data/16_datasets.ipynb #8605c3f5
@@ -83,7 +88,7 @@ def find_dataset(
         return None
     user = [os.environ.get("ATTENSCRIBBLE_DATA"), user_folder()]
     bases = [root] if root else [base for base in user if base]
-    places = [Path(base).expanduser() / folder for base in bases for folder in source.folders]
+    places = [Path(base).expanduser() / below for base in bases for below in source.folders]
     for place in places:
         if place.is_file() and any(place.match(pattern) for pattern in source.patterns):
             return place
@@ -95,14 +100,14 @@ def find_dataset(
 
 # %% ../../nbs/data/16_datasets.ipynb #02b2699f
 def open_dataset(
-    name: str,  # "phantom", "acdc", "wsl4mis", "chaos"
+    name: str,  # "phantom", "acdc", "wsl4mis", "chaos", "folder"
     root: Path | str | None = None,  # as in `find_dataset`; the phantom needs none and ignores it
-    **options: object,  # of the loader: patients=… of the phantom, spacing=… of wsl4mis, sequence=… of chaos, and so on
+    **options: object,  # of the loader: patients=… of the phantom, sequence=… of chaos, `FolderOptions` of folder
 ) -> Dataset:  # nothing of it is read yet
     "A dataset by its name. Raises what `find_dataset` and the loader raise; TypeError for an unknown option."
-    folder = find_dataset(name, root)
+    place = find_dataset(name, root)
     build = SOURCES[name].build
-    return build(**options) if folder is None else build(folder, **options)
+    return build(**options) if place is None else build(place, **options)
 
 # %% ../../nbs/data/16_datasets.ipynb #eb7a0ed0
 def datasets(

@@ -62,6 +62,8 @@ class Outcome:
     def report(self) -> str:
         "The table of the run with the line that says what it is."
         lines = [self.config.run_id, headline(self.result), ""]
+        if not self.result["cases"]:
+            return "\n".join([*lines, "Nothing was scored: no dense labels. The masks are in masks/.", ""])
         for policy in POLICIES:
             lines += [format_table(self.summary(policy)).to_string(), ""]
         return "\n".join(lines)
@@ -119,7 +121,7 @@ def write_json(content: Any, path: Path) -> Path:
 def check_scorable(dataset: Dataset, config: Config) -> None:
     "Raises DataError, before any training, when the test fold cannot be scored as asked."
     _, patients = dataset.split(config.fold)
-    for case in dataset.read(patients[0]):
+    for case in dataset.read(patients[0]) if dataset.scored else ():
         if case.label is None:
             raise DataError(f"{case.name}: a test volume needs a dense label to be scored against, found none")
         if case.spacing_mm is None and config.hd95:
@@ -133,22 +135,26 @@ def segment_fold(
     config: Config,
     folder: Path,  # masks/ is written here
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # masks and scores by case
-    "Predict, save and score every test volume."
+    "Predict and save every test volume; score it, unless the dataset is not scored."
     device = choose_device(config.device)
     masks, rows = {}, []
     for case in tqdm(dataset.cases(dataset.split(config.fold)[1]), desc="test volumes"):
         mask = predict_volume(model, case.image, size=config.size, device=device,
                               autocast=choose_precision(config.precision, device), back=config.eval_resize)
         if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
-            save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz")
+            save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)
         masks[case.name] = mask
-        rows += score(mask, case, dataset, config)
+        if dataset.scored:
+            rows += score(mask, case, dataset, config)
     return masks, rows
 
 
 def score(mask: np.ndarray, case: Case, dataset: Dataset, config: Config) -> list[dict[str, Any]]:
-    "Rows of one case under all policies; NaN becomes None, which JSON can hold."
-    rows = score_case(mask, case.label, case.spacing_mm, dataset.class_names, policy=POLICIES, case=case.name,
+    "Rows of one case under all policies, a lone slice in 2D; NaN becomes None, which JSON can hold."
+    label, spacing_mm = case.label, case.spacing_mm
+    if len(mask) == 1:  # in 3D every pixel of a lone slice would be surface
+        mask, label, spacing_mm = mask[0], label[0], spacing_mm and spacing_mm[1:]
+    rows = score_case(mask, label, spacing_mm, dataset.class_names, policy=POLICIES, case=case.name,
                       with_hd95=config.hd95)
     return [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
 
@@ -206,7 +212,7 @@ def locked_run(config: Config, dataset: Dataset, folder: Path, watch: Callable |
         "test_seconds": round(time.perf_counter() - started, 1), "precision": precision_used(config),
         "differences": {name: value for name, value in config.differences().items() if name in config.decisive},
         "settings": config.decisive, "data_source": dataset.source, "software": software(), "last_log": state.log[-1],
-        "cases": rows}
+        "scored": dataset.scored, "label_values": list(dataset.values), "cases": rows}
     outcome = Outcome(config, dataset, folder, result, state.model, state.log, masks)
     for figure, name in ((plot_predictions(outcome), "prediction"), (plot_attention_rows(outcome), "attention")):
         if figure is not None:
@@ -236,21 +242,33 @@ def median_case(
 
 
 def shown_case(outcome: Outcome) -> tuple[Case, int]:
-    "The case and slice that a run's own pictures show."
+    "The case and slice that a run's own pictures show; without scores the middle test volume, where it has a mask."
     rows = pd.DataFrame(outcome.result["cases"])
+    if not len(rows):
+        names = list(outcome.masks)
+        name = names[len(names) // 2]
+        filled = np.flatnonzero(outcome.masks[name].any(axis=(1, 2)))
+        tested = outcome.dataset.cases(outcome.dataset.split(outcome.config.fold)[1])
+        return next(c for c in tested if c.name == name), int(filled[len(filled) // 2] if len(filled) else 0)
     return median_case(outcome.dataset, outcome.config.fold, rows[rows.policy == POLICIES[0]])
 
 
 def plot_predictions(outcome: Outcome) -> Figure:
-    "Image, scribble, prediction over the true outline, truth."
+    "Image, scribble, prediction over the true outline, truth; the last two in one where there is no truth."
     case, z = shown_case(outcome)
-    image, label, mask = case.gray[z], case.label[z], outcome.masks[case.name][z]
+    image, mask = case.gray[z], outcome.masks[case.name][z]
     spacing = case.spacing_mm[1:] if case.spacing_mm else None
-    scores = pd.DataFrame(outcome.result["cases"]).query("case == @case.name and policy == @POLICIES[0]")
-    figure, axes = panels(4)
+    figure, axes = panels(4 if outcome.dataset.scored else 3)
     draw(axes[0], image, spacing_mm=spacing, title=f"{case.name}, slice {z}")
     if case.scribble is not None:
-        draw(axes[1], image, scribble=case.scribble[z], ignore=outcome.dataset.ignore, title="scribble (not used here)")
+        draw(axes[1], image, scribble=case.scribble[z], ignore=outcome.dataset.ignore,
+             title="scribble (not used here)" if outcome.dataset.scored else "scribble")
+    if not outcome.dataset.scored:
+        draw(axes[2], image, label=mask, title=f"{outcome.result['title']}: not scored")
+        class_legend(figure, outcome.dataset.class_names)
+        return figure
+    label, scores = case.label[z], pd.DataFrame(outcome.result["cases"])
+    scores = scores.query("case == @case.name and policy == @POLICIES[0]")
     draw(axes[2], image, label=mask, outline=label,
          title=f"{outcome.result['title']}: DSC {scores.dsc.mean():.2f}, true outline")
     draw(axes[3], image, label=label, title="truth")
@@ -265,6 +283,7 @@ def plot_attention_rows(outcome: Outcome) -> Figure | None:
     if attention is None:
         return None
     case, z = shown_case(outcome)
+    label = (outcome.masks[case.name] if case.label is None else case.label)[z]  # without truth: what it predicts
     device, size = next(outcome.model.parameters()).device, outcome.config.size
     shown = resize_image(torch.as_tensor(case.image[z], device=device), size).view(1, -1, size, size)
     outcome.model(shown)
@@ -274,10 +293,10 @@ def plot_attention_rows(outcome: Outcome) -> Figure | None:
     figure, axes = panels(1 + outcome.dataset.classes)
     draw(axes[0], shown[0, 0].cpu(), title=f"{case.name}, slice {z}")
     for class_id, axis in enumerate(axes[1:]):
-        ys, xs = np.nonzero(case.label[z] == class_id)
+        ys, xs = np.nonzero(label == class_id)
         if len(ys):
             middle = len(ys) // 2  # a pixel of the class by a rule: the middle one in reading order
-            y, x = int(ys[middle] * h / case.label.shape[1]), int(xs[middle] * w / case.label.shape[2])
+            y, x = int(ys[middle] * h / label.shape[0]), int(xs[middle] * w / label.shape[1])
             axes[0].plot((x + 0.5) * size / w, (y + 0.5) * size / h, "x", color="#D55E00", markersize=7)
             picture = plot_attention(axis, rows[y * w + x], (h, w), y * w + x, limits=(0, max(2.0, float(rows.max()))),
                                      title=f"attention × hw from {outcome.dataset.class_names[class_id]}")

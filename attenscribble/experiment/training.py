@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROW', 'PANELS', 'choose_device', 'choose_precision', 'poly_lr', 'make_optimiser', 'Training', 'start_training',
-           'load_model', 'training_patients', 'make_store', 'validation_loss', 'Step', 'side_by_side', 'train',
-           'in_turn', 'check_batches', 'numbered_batches', 'Validation', 'Progress', 'write_log', 'say_row',
-           'train_part', 'train_in_processes', 'plot_curves', 'LiveCurves']
+           'load_model', 'read_checkpoint', 'training_patients', 'make_store', 'validation_loss', 'Step',
+           'side_by_side', 'train', 'in_turn', 'check_batches', 'numbered_batches', 'Validation', 'Progress',
+           'write_log', 'say_row', 'train_part', 'train_in_processes', 'plot_curves', 'LiveCurves']
 
 # %% ../../nbs/experiment/41_training.ipynb #5e3a1d2b
 import json
 import os
+import pickle
 import random
 import time
 import warnings
@@ -32,7 +33,8 @@ from tqdm.auto import tqdm
 
 from ..data.batches import Batch, SliceStore, batches, draw_augmentation
 from ..data.datasets import open_dataset
-from ..data.scans import Dataset
+from ..data.folder import drawn_slices
+from ..data.scans import DataError, Dataset
 from .config import Config
 from .processes import joined, launched, share_statistics
 from ..machine import processes, rank, split, whole
@@ -96,18 +98,18 @@ class Training:
     optimiser: torch.optim.Optimizer
     device: torch.device
     teacher: nn.Module | None = None  # of a method that has one
-    channels: int = 1  # of the images
     pseudo: Any = None  # guessed labels of a method that has them
     step: int = 0  # iterations done
     seconds: float = 0.0  # time spent in the loop, over all sittings
     best: dict[str, Any] = field(default_factory=dict)  # step, loss and weights of the best validation
     log: list[dict[str, float]] = field(default_factory=list)  # one row every `log_every` iterations
+    facts: dict[str, Any] = field(default_factory=dict)  # of the dataset, for whoever segments with the weights
 
     def save(self, path: Path) -> None:
         "Write a checkpoint; the old one stays whole until the new one is."
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        state = {"config": self.config.model_dump(), "channels": self.channels, "step": self.step,
-                 "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "seconds": self.seconds,
+        state = {"config": self.config.model_dump(), "dataset": self.facts, "model": self.model.state_dict(),
+                 "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds,
                  "best": self.best, "log": self.log, "random": {"torch": torch.get_rng_state(), "cuda": cuda}}
         state |= {name: part.state_dict() for name, part in self.companions().items()}
         partial = path.with_suffix(".partial")
@@ -123,6 +125,8 @@ class Training:
         state = torch.load(path, map_location=self.device, weights_only=True)
         if (found := Config(**state["config"]).run_id) != self.config.run_id:
             raise ValueError(f"{path}: checkpoint of {found}, expected {self.config.run_id}")
+        if state.get("dataset", {}).get("version", "") != self.facts.get("version", ""):
+            raise ValueError(f"{path}: the data has changed since this checkpoint; resume=false trains anew")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         for name, part in self.companions().items():
@@ -143,21 +147,37 @@ def start_training(config: Config, dataset: Dataset) -> Training:
     if processes() > 1:
         model = share_statistics(model)
     teacher = method.teacher(model, config.objective().own) if method.teacher else None
-    return Training(config, model, make_optimiser(model, config), device, teacher, channels=dataset.channels)
+    return Training(config, model, make_optimiser(model, config), device, teacher, facts=dataset.facts())
 
 
 def load_model(
     path: Path | str,  # a checkpoint
-    classes: int,
+    classes: int | None = None,  # None: as the checkpoint says
     device: str = "auto",
 ) -> tuple[nn.Module, Config]:  # in eval mode
     "The network of a checkpoint, ready to predict: the validated best if that was the rule, else the last."
     target = choose_device(device)
-    state = torch.load(path, map_location=target, weights_only=True)
+    facts, state = read_checkpoint(path, target)
+    if not facts and classes is None:
+        raise DataError(path, "no word on its dataset", "a checkpoint of this version: train again with resume=false")
     config = Config(**(state["config"] | {"device": "auto"}))
-    model = method_named(config.method).network(state.get("channels", 1), classes, config)
+    channels, classes = facts.get("channels", 1), classes or len(facts["class_names"])
+    model = method_named(config.method).network(channels, classes, config)
     model.load_state_dict(state["best"]["model"] if state["best"] else state["model"])
     return model.to(target, memory_format=torch.channels_last).eval(), config
+
+
+def read_checkpoint(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, Any], dict[str, Any]]:  # the dataset's `facts`, and everything
+    "A checkpoint's content; no facts in one of an older version. Raises DataError for what is no checkpoint."
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        state["config"], state["model"]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(path, f"no checkpoint ({type(error).__name__})", "checkpoint.pt of a run folder") from error
+    return state.get("dataset", {}), state
 
 # %% ../../nbs/experiment/41_training.ipynb #774dbc04
 def training_patients(
@@ -176,9 +196,11 @@ def training_patients(
 
 
 def make_store(dataset: Dataset, patients: tuple[str, ...], config: Config, device: torch.device) -> SliceStore:
-    "All slices of some patients on the device, with the target that the method learns from."
-    return SliceStore(dataset.cases(patients), classes=dataset.classes, ignore=dataset.ignore,
-                      target=method_named(config.method).target, channels=dataset.channels, device=device)
+    "All slices of some patients on the device, with the target that the method learns from; none nobody drew on."
+    target = method_named(config.method).target
+    drawn = (drawn_slices(case, target, dataset.ignore) for case in dataset.cases(patients))
+    return SliceStore((case for case in drawn if case is not None), classes=dataset.classes, ignore=dataset.ignore,
+                      target=target, channels=dataset.channels, device=device)
 
 
 @torch.inference_mode()

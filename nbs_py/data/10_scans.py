@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel as nib
@@ -36,6 +37,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from nibabel.wrapstruct import WrapStructError
+
+from attenscribble.data.grid import Grid, three_axes
 
 # %%
 import os
@@ -155,11 +158,12 @@ class Case:
     scribble: np.ndarray | None = None  # [Z,Y,X] uint8 class ids, the dataset's ignore value where unannotated
     label: np.ndarray | None = None  # [Z,Y,X] uint8 class ids
     source: str = ""  # the file it came from
+    grid: Grid | None = None  # how the file stores it; None: transposed, placed by `affine`
 
     @property
     def name(self) -> str:
         "Patient and frame, unique in a dataset."
-        return f"{self.patient}_{self.frame}"
+        return f"{self.patient}_{self.frame}" if self.frame else self.patient
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -246,6 +250,11 @@ class Dataset:
     source: str = ""  # citation and licence, one line
     channels: int = 1  # K of every case's image
     options: dict[str, object] = field(default_factory=dict)  # what the loader itself chose, for a run's settings
+    trains: dict[int, tuple[str, ...]] = field(default_factory=dict)  # fold → patients to train on; else all others
+    scored: bool = True  # False: nobody labelled the test patients; they are segmented and not scored
+    values: tuple[int, ...] = ()  # index = class id: its value in mask files; () stands for the ids themselves
+    reading: dict[str, Any] = field(default_factory=dict)  # options with which `read_scan` reads one more scan alike
+    version: str = ""  # changes with the files, where they are the user's own
 
     def __post_init__(self) -> None:
         if self.ignore in range(self.classes):
@@ -254,7 +263,8 @@ class Dataset:
             raise DataError(f"{self.name}: augmentation", repr(self.augmentation), "'acdc', 'chaos' or 'none'")
         if not self.patients or len(set(self.patients)) < len(self.patients):
             raise DataError(f"{self.name}: patients", self.patients, "at least one, each once")
-        if strangers := sorted({p for test in self.folds.values() for p in test} - set(self.patients)):
+        sides = (*self.folds.values(), *self.trains.values())
+        if strangers := sorted({patient for side in sides for patient in side} - set(self.patients)):
             raise DataError(f"{self.name}: folds", ", ".join(strangers), "only patients of the dataset")
 
     @property
@@ -281,11 +291,16 @@ class Dataset:
             raise DataError(f"{self.name}: fold", repr(fold),
                             f"one of {sorted(self.folds)}; the data holds {self._some_patients()}")
         test = self.folds[fold]
-        train = tuple(patient for patient in self.patients if patient not in test)
+        train = self.trains.get(fold, tuple(patient for patient in self.patients if patient not in test))
         if not train or not test:
             raise DataError(f"{self.name}: fold {fold}", f"{len(train)} patients to train and {len(test)} to test on",
                             f"at least one each; the data holds {self._some_patients()}")
         return train, test
+
+    def facts(self) -> dict[str, Any]:
+        "What a checkpoint has to know to segment further scans, in plain types."
+        names = ("name", "class_names", "channels", "augmentation", "values", "reading", "version")
+        return {name: getattr(self, name) for name in names}
 
     def _some_patients(self) -> str:
         "The patients in a few words, for messages."
@@ -495,21 +510,27 @@ interact(lambda clip=0.99: plot_scaling([clip]), clip=(0.5, 1.0, 0.005));
 #| export
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 _NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # the header's size, at the start of the file
-_SHIFT_MM = 0.1  # two grids agree if no voxel moves further: above float32 rounding, far below a voxel
+SHIFT_MM = 0.1  # two grids agree if no voxel moves further: above float32 rounding, far below a voxel
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, SpatialImage]:
-    "A 3D NIfTI file as [Z,Y,X], in the type it is stored in, and its header."
+def read_nifti(
+    path: Path,
+    flat: bool = False,  # take a single slice [x,y] too, and axes of length 1 past the third
+) -> tuple[np.ndarray, SpatialImage]:  # [Z,Y,X] in the type it is stored in; header and affine
+    "A 3D NIfTI file. Raises DataError for one that is broken, empty, or has more axes or numbers than one per voxel."
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)  # as a whole, so that the checksum is looked at
         scan = (nib.Nifti2Image if data[:4] in _NIFTI2 else nib.Nifti1Image).from_bytes(data)
-        volume = np.asanyarray(scan.dataobj) if scan.ndim == 3 else None
+        shape = three_axes(scan.shape) if flat else scan.shape
+        volume = np.asanyarray(scan.dataobj).reshape(shape) if len(shape) == 3 else None
     except _UNREADABLE as error:
         raise DataError(path, f"an unreadable file ({type(error).__name__}: {error})", "complete NIfTI") from error
     if volume is None or volume.dtype.kind not in "iuf" or volume.size == 0:
-        raise DataError(path, f"{scan.get_data_dtype()} data of shape {scan.shape}", "one number per voxel in 3D")
+        advice = "; of a film or a stack of modalities give each volume a file of its own" if len(shape) > 3 else ""
+        raise DataError(path, f"{scan.get_data_dtype()} data of shape {scan.shape}",
+                        f"one number per voxel in 3D{advice}")
     return volume.T, scan
 
 
@@ -535,7 +556,7 @@ def _check_same_grid(path: Path, mask: SpatialImage, image: SpatialImage, check_
         shift_mm = np.abs(mask.affine - image.affine)[:3] @ [*far, 1]
     else:
         shift_mm = np.abs(np.subtract(mask.header.get_zooms(), image.header.get_zooms())) * far
-    if check_affine and shift_mm.max() > _SHIFT_MM:
+    if check_affine and shift_mm.max() > SHIFT_MM:
         raise DataError(path, f"an affine that moves voxels by {shift_mm.max():.1f} mm", "that of the image "
                         "(check_affine=False if the arrays are known to match voxel by voxel)")
 
@@ -623,7 +644,7 @@ def _nifti_files(folder: Path) -> dict[str, dict[str, Path]]:
 
 def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
     "Read one frame."
-    volume, scan = _read_nifti(files["image"])
+    volume, scan = read_nifti(files["image"])
     try:
         image = scale_intensities(volume, 1 if already_cut(volume) else 0.99)
     except DataError as error:
@@ -631,7 +652,7 @@ def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
     masks = {}
     for kind, ignore in (("scribble", ACDC_IGNORE), ("gt", None)):
         if kind in files:
-            mask, mask_scan = _read_nifti(files[kind])
+            mask, mask_scan = read_nifti(files[kind])
             _check_same_grid(files[kind], mask_scan, scan, check_affine)
             masks[kind] = _as_mask(mask, files[kind], ignore)
     return Case(*name.split("_"), image, _spacing_mm(scan), np.array(scan.affine), masks.get("scribble"),
@@ -765,7 +786,7 @@ def _spacings(spacing: Path | str | None) -> Callable[[str], tuple | None]:
     def spacing_of(name: str) -> tuple:
         entry = table.get(name, table.get(name.split("_")[0])) if isinstance(table, dict) else None
         if isinstance(entry, Path):
-            return _spacing_mm(_read_nifti(entry)[1])
+            return _spacing_mm(read_nifti(entry)[1])
         if not (isinstance(entry, list) and len(entry) == 3):
             raise DataError(f"{spacing}: {name}", entry, "[x,y,z] in mm, or a NIfTI file of that name")
         return tuple(float(mm) for mm in reversed(entry))

@@ -48,7 +48,7 @@ from attenscribble.data.scans import (
     DataError,
     Dataset,
     _check_same_grid,
-    _read_nifti,
+    read_nifti,
     already_cut,
     scale_intensities,
 )
@@ -678,7 +678,7 @@ def _read_conversion(patient: str, frame: str, pair: dict[str, Path]) -> Case:
     if missing := {"image", "label"} - set(pair):
         raise DataError(next(iter(pair.values())), f"no {missing.pop()} of the same number",
                         "image_NN.nii.gz and label_NN.nii.gz")
-    (volume, scan), (values, mask) = (_read_nifti(pair[kind]) for kind in ("image", "label"))
+    (volume, scan), (values, mask) = (read_nifti(pair[kind]) for kind in ("image", "label"))
     _check_same_grid(pair["label"], mask, scan, True)
     turn = ornt_transform(io_orientation(scan.affine), axcodes2ornt("LPS"))
     affine = scan.affine @ inv_ornt_aff(turn, scan.shape)

@@ -28,6 +28,7 @@ from platformdirs import user_data_dir
 
 from attenscribble.book import one_of
 from attenscribble.data.chaos import ARCHIVE, chaos
+from attenscribble.data.folder import folder
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import DataError, Dataset, acdc, wsl4mis
 
@@ -52,13 +53,13 @@ from attenscribble.book import class_legend, draw, exercise, panels
 
 # %%
 FLOW = (["open_dataset\n(16)"],
-        ["phantom (12, drawn)", "acdc (10, NIfTI)", "wsl4mis (10, HDF5)", "chaos (14, DICOM)"],
+        ["phantom (12, drawn)", "acdc (10, NIfTI)", "wsl4mis (10, HDF5)", "chaos (14, DICOM)", "folder (15, yours)"],
         ["Dataset\n→ Case (10)"], ["slices,\nbatches (17)"], ["network,\nlosses (20–25)"],
         ["masks (42),\nDSC, HD95 (43)"])
 
 def plot_flow():
     "The way of the data through the book, left to right."
-    axis = plt.figure(figsize=(10, 2.4), layout="constrained").add_subplot(xlim=(-0.5, 5.5), ylim=(-1.6, 1.6))
+    axis = plt.figure(figsize=(10, 2.8), layout="constrained").add_subplot(xlim=(-0.5, 5.5), ylim=(-2, 2))
     axis.set_axis_off()
 
     def box(x, y, text, colour):
@@ -75,7 +76,7 @@ def plot_flow():
     for here, there in pairwise(boxes):
         for start, end in product(here, there):
             arrow(start, end)
-    arrow(box(0, -1.1, "root, or\n$ATTENSCRIBBLE_DATA,\nor the user's folder", "white"), boxes[0][0])
+    arrow(box(0, -1.3, "root, or\n$ATTENSCRIBBLE_DATA,\nor the user's folder", "white"), boxes[0][0])
 
 plot_flow()
 
@@ -85,7 +86,7 @@ plot_flow()
 #
 # | what | variable | form |
 # |---|---|---|
-# | the name | `name` | "phantom", "acdc", "wsl4mis", "chaos" |
+# | the name | `name` | "phantom", "acdc", "wsl4mis", "chaos", "folder" |
 # | where the data is | `root` | a folder; the dataset's own, or one that holds several |
 # | what the loader takes besides | `options` | keywords, such as `patients=5` |
 
@@ -161,6 +162,10 @@ SOURCES = {source.name: source for source in (
             "image_[0-9]*.nii*"),
            "attenscribble download chaos, or CHAOS_Train_Sets.zip of https://zenodo.org/records/3431873, zipped or not",
            "CC BY-NC-SA 4.0 (Kavur et al., Medical Image Analysis 2021)"),
+    Source("folder", "your own NIfTI scans and scribbles, any modalities and labels; give it as root", folder, (".",),
+           ("images/*.nii*", "imagesTr/*.nii*", "*[_-]scribble*.nii*", "*[_-]label*.nii*"),
+           "draw scribbles in ITK-SNAP (https://www.itksnap.org), 3D Slicer or MITK and save them as NIfTI: "
+           "images/NAME.nii.gz and scribbles/NAME.nii.gz, as chapter 15 says", "yours"),
 )}
 
 
@@ -190,7 +195,7 @@ def find_dataset(
         return None
     user = [os.environ.get("ATTENSCRIBBLE_DATA"), user_folder()]
     bases = [root] if root else [base for base in user if base]
-    places = [Path(base).expanduser() / folder for base in bases for folder in source.folders]
+    places = [Path(base).expanduser() / below for base in bases for below in source.folders]
     for place in places:
         if place.is_file() and any(place.match(pattern) for pattern in source.patterns):
             return place
@@ -204,14 +209,14 @@ def find_dataset(
 # %%
 #| export
 def open_dataset(
-    name: str,  # "phantom", "acdc", "wsl4mis", "chaos"
+    name: str,  # "phantom", "acdc", "wsl4mis", "chaos", "folder"
     root: Path | str | None = None,  # as in `find_dataset`; the phantom needs none and ignores it
-    **options: object,  # of the loader: patients=… of the phantom, spacing=… of wsl4mis, sequence=… of chaos, and so on
+    **options: object,  # of the loader: patients=… of the phantom, sequence=… of chaos, `FolderOptions` of folder
 ) -> Dataset:  # nothing of it is read yet
     "A dataset by its name. Raises what `find_dataset` and the loader raise; TypeError for an unknown option."
-    folder = find_dataset(name, root)
+    place = find_dataset(name, root)
     build = SOURCES[name].build
-    return build(**options) if folder is None else build(folder, **options)
+    return build(**options) if place is None else build(place, **options)
 
 
 # %% [markdown]
@@ -264,7 +269,7 @@ def datasets(
 
 # %%
 table = pd.DataFrame(datasets(data)).set_index("name")
-assert list(table.folder) == ["generated", str(deep.parent), "", ""]
+assert list(table.folder) == ["generated", str(deep.parent), "", "", ""]
 table[["about", "licence"]]
 
 # %% [markdown]

@@ -21,8 +21,10 @@
 #| export
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -90,7 +92,7 @@ PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume",
 class Config(MethodSwitches):
     "Everything that decides a run. Build it with `Config.from_flat`; it never changes afterwards."
 
-    dataset: str = Field("phantom", description="which data: phantom, acdc, wsl4mis, chaos")
+    dataset: str = Field("phantom", description="which data: phantom, acdc, wsl4mis, chaos, folder")
     method: str = Field("ours", description="a registered method; `attenscribble methods` lists them")
     fold: int = Field(1, ge=1, description="test fold, counted from 1")
     seed: int = Field(2022, ge=0, description="of weights, batches, augmentation and dropout (2022: released)")
@@ -216,14 +218,18 @@ class Config(MethodSwitches):
     @property
     def decisive(self) -> dict[str, Any]:
         "The settings that change the outcome, under flat names: all but folders, device and what is only shown."
-        return {name: value for name, value in self.flat().items() if name not in PLACES}
+        settings = {name: value for name, value in self.flat().items() if name not in PLACES}
+        own = self.dataset == "folder"  # such data is told apart by its folder's name
+        return settings | ({"folder": Path(self.root).resolve().name} if own else {})
 
     @property
     def run_id(self) -> str:
         "A readable name with a short hash of every setting that changes the outcome and is not at its default."
-        changed = {name: value for name, value in self.differences().items() if name in self.decisive}
+        differences = self.differences()
+        changed = {name: value for name, value in self.decisive.items() if name in differences or name == "folder"}
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.dataset}-{self.method}-fold{self.fold}-seed{self.seed}-{self.profile}-{digest}"
+        data = re.sub(r"[^\w.-]+", "_", self.decisive.get("folder", "")) or self.dataset
+        return f"{data}-{self.method}-fold{self.fold}-seed{self.seed}-{self.profile}-{digest}"
 
 
 # %%
@@ -333,6 +339,8 @@ assert Config.from_flat(seed=1).run_id != Config.from_flat(seed=2).run_id
 assert Config.from_flat(asl_sigma=3.5).run_id != Config.from_flat().run_id
 released = Config.from_flat(preset="released")
 assert Config(**json.loads(released.model_dump_json())) == released
+ours, theirs = (Config.from_flat(dataset="folder", root=f"data/{name}") for name in ("liver", "spleen"))
+assert ours.run_id != theirs.run_id and ours.run_id.startswith("liver-") and "root" not in ours.decisive
 config.run_id
 
 

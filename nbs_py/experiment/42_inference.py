@@ -11,9 +11,9 @@
 #
 # > How do slices become a scan's mask? In at the network's size, out on the scan's own grid, down to a file.
 #
-# **What is lost between a scan and its mask?** A network draws squares of one size; a scan is a stack of rectangles with
-# a place in the patient. Slices are stretched, classified, shrunk back and written. Each step can cost accuracy that no
-# training wins back.
+# **What is lost between a scan and its mask?** A network draws squares of one size; a scan is a stack of rectangles
+# with a place in the patient. Slices are stretched, classified, shrunk back and written. Each step can cost accuracy
+# that no training wins back.
 
 # %%
 #| default_exp experiment.inference
@@ -21,17 +21,23 @@
 # %%
 #| export
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
+from scipy.special import entr
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from attenscribble.data.batches import resize_image, resize_labels
-from attenscribble.data.scans import Case
+from attenscribble.data.folder import group_modalities, list_nifti, read_scan
+from attenscribble.data.grid import three_axes
+from attenscribble.data.scans import Case, DataError, read_nifti
+from attenscribble.experiment.training import choose_precision, load_model, read_checkpoint
 
 # %%
 import tempfile
@@ -45,8 +51,9 @@ from attenscribble.book import class_legend, cost, draw, exercise, panels, scale
 from attenscribble.data.batches import SliceStore
 from attenscribble.data.datasets import open_dataset
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import DataError
+from attenscribble.experiment.config import Config
 from attenscribble.experiment.metrics import dice
+from attenscribble.experiment.training import train
 
 # %%
 heart = phantom(patients=1, seed=0, side=160)
@@ -85,8 +92,8 @@ class StandIn(nn.Module):
 # %% [markdown]
 # ## The picture: a scan, segmented
 #
-# Fitted on the scribbles of one frame, shown on the other: truth filled, prediction outlined. (`predict_volume` is what this
-# chapter builds, DSC what the next one does.)
+# Fitted on the scribbles of one frame, shown on the other: truth filled, prediction outlined. (`predict_volume` is what
+# this chapter builds, DSC what the next one does.)
 
 # %%
 from attenscribble.experiment.inference import predict_volume  # the finished function, for a first look
@@ -116,7 +123,8 @@ assert min(scores) > 0.3
 # %% [markdown]
 # ## The route
 #
-# A slice $I$ of $Y\times X$ pixels, a network $f$ that wants $S\times S$. Pixel $i$ of $n$ has its centre at $i+\frac12$, so
+# A slice $I$ of $Y\times X$ pixels, a network $f$ that wants $S\times S$. Pixel $i$ of $n$ has its centre at
+# $i+\frac12$, so
 #
 # $$\tilde I(i,j)=I\big(\tfrac{(i+1/2)\,Y}{S}-\tfrac12,\ \tfrac{(j+1/2)\,X}{S}-\tfrac12\big)\quad\text{bilinear}$$
 #
@@ -155,8 +163,8 @@ def predict_naive(model, plane, size):
 
 
 # %% [markdown]
-# **By hand.** Two pixels 0 and 1, stretched to four: the new centres lie at −¼, ¼, ¾ and 1¼ of the old pixels, so the values are
-# 0, ¼, ¾, 1. Back from four to two: $\lfloor\frac12\cdot2\rfloor=1$ and $\lfloor\frac32\cdot2\rfloor=3$.
+# **By hand.** Two pixels 0 and 1, stretched to four: the new centres lie at −¼, ¼, ¾ and 1¼ of the old pixels, so the
+# values are 0, ¼, ¾, 1. Back from four to two: $\lfloor\frac12\cdot2\rfloor=1$ and $\lfloor\frac32\cdot2\rfloor=3$.
 #
 # **What breaks.** Loops are slow. Worse: bilinear on *class ids*. Half-way between background (0) and left
 # ventricle (3) lies 1.5: a rim of myocardium that nobody saw. Ids are names; they are picked, never averaged.
@@ -172,9 +180,9 @@ assert resize_labels(ids, (1, 6)).unique().tolist() == [0, 3]
 # %% [markdown]
 # ## Fast: all slices at once
 #
-# `evaluating` switches dropout off and batch statistics to the stored ones, turns gradients off, and puts every part of the
-# model back into its own mode, even if something fails in between. The released evaluation keeps gradients on and feeds a
-# whole volume as one batch; here memory is bounded by `batch_size`.
+# `evaluating` switches dropout off and batch statistics to the stored ones, turns gradients off, and puts every part of
+# the model back into its own mode, even if something fails in between. The released evaluation keeps gradients on and
+# feeds a whole volume as one batch; here memory is bounded by `batch_size`.
 
 # %%
 #| export
@@ -202,23 +210,36 @@ def predict_volume(
     device: torch.device | str | None = None,  # where the network is; that of its weights unless told
     autocast: torch.dtype | None = None,  # type of the convolutions, such as torch.bfloat16; None: that of the weights
     back: str = "nearest-exact",  # mode of `resize_labels`; "nearest" as released, half a pixel off
-) -> np.ndarray:  # [Z,Y,X] uint8 class ids
+    flips: bool = False,  # average over the four mirror images of each slice
+    probabilities: bool = False,  # give them too; the mask does not depend on it
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:  # [Z,Y,X] uint8 class ids; if asked for, [C,Z,Y,X] float32 in [0,1]
     """Segment a scan slice by slice: bilinear to size², the most probable class, nearest neighbour back.
 
-    The route of the released evaluation of AttenScribble, but with pixel centres aligned on the way back too. The model
-    runs in eval mode without gradients and gets its own modes back. Raises TypeError for an integer image, ValueError
-    for a wrong shape of image or logits, FloatingPointError if the logits hold NaN."""
+    The route of the released evaluation of AttenScribble, but with pixel centres aligned on the way back too.
+    Probabilities come back bilinearly and sum to 1. The model runs in eval mode without gradients and gets its own
+    modes back. Raises TypeError for an integer image, ValueError for a wrong shape of image or logits,
+    FloatingPointError if the logits hold NaN."""
     slices = _as_slices(image)
+    shape = tuple(slices.shape[-2:])
     home = next(model.parameters(), torch.empty(0))
     device = torch.device(home.device if device is None else device)
-    masks = []
+    masks, shares = [], []
     with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
         for batch in slices.split(batch_size):
-            logits = model(resize_image(batch.to(device, home.dtype), size))
-            _check_logits(logits, (len(batch), size, size))
-            classes = logits.argmax(1).to(torch.uint8)
-            masks.append(resize_labels(classes, tuple(slices.shape[-2:]), back).cpu())
-    return torch.cat(masks).numpy()
+            small = resize_image(batch.to(device, home.dtype), size)
+            scores = _mean_over_flips(model, small) if flips else _checked(model(small), small)
+            masks.append(resize_labels(scores.argmax(1).to(torch.uint8), shape, back).cpu())
+            if probabilities:
+                shares.append(resize_image(scores if flips else scores.float().softmax(1), shape).cpu())
+    mask = torch.cat(masks).numpy()
+    return (mask, torch.cat(shares).movedim(1, 0).contiguous().numpy()) if probabilities else mask
+
+
+def _mean_over_flips(model: nn.Module, image: Tensor) -> Tensor:
+    "Mean probabilities over a batch and its mirror images, each turned back."
+    mirrors = ((), (2,), (3,), (2, 3))
+    answers = (_checked(model(image.flip(axes)), image).float().softmax(1).flip(axes) for axes in mirrors)
+    return sum(answers) / len(mirrors)
 
 
 def _as_slices(image: np.ndarray | Tensor) -> Tensor:
@@ -231,13 +252,14 @@ def _as_slices(image: np.ndarray | Tensor) -> Tensor:
     return slices[:, None] if slices.ndim == 3 else slices
 
 
-def _check_logits(logits: Tensor, expected: tuple[int, int, int]) -> None:
-    "Raise unless there is a logit for every class and pixel, and none is NaN."
-    shape = tuple(logits.shape)
+def _checked(logits: Tensor, image: Tensor) -> Tensor:
+    "The logits, once there is one for every class and pixel and none is NaN."
+    shape, expected = tuple(logits.shape), (len(image), *image.shape[2:])
     if len(shape) != 4 or (shape[0], *shape[2:]) != expected:
         raise ValueError(f"model: found an output of shape {shape}, expected [N,C,H,W] with N,H,W = {expected}")
     if logits.isnan().any():
         raise FloatingPointError("model: found NaN in its logits, expected numbers: the training has diverged")
+    return logits
 
 
 # %% [markdown]
@@ -266,7 +288,8 @@ for batch_size in (1, 8):
     print(f"batch of {batch_size}: {spent}")
 
 # %% [markdown]
-# A model in training, with dropout: two predictions agree, and afterwards it trains on. A part that was frozen stays so.
+# A model in training, with dropout: two predictions agree, and afterwards it trains on. A part that was frozen stays
+# so.
 
 # %%
 training = nn.Sequential(Thresholds(), nn.Dropout(0.5), nn.BatchNorm2d(4).double())
@@ -279,9 +302,9 @@ assert [part.training for part in training] == [True, True, False]
 # %% [markdown]
 # ## What the way back costs
 #
-# Say the network is right: it returns the true label, read at $S\times S$. The DSC of what comes back is a **ceiling** for
-# every method on this route. Solid: pixel centres aligned. Dashed: `back="nearest"`, as in the released evaluation, which reads
-# $\lfloor yS/Y\rfloor$ ([Batches](../data/17_batches.ipynb) shows the shift).
+# Say the network is right: it returns the true label, read at $S\times S$. The DSC of what comes back is a **ceiling**
+# for every method on this route. Solid: pixel centres aligned. Dashed: `back="nearest"`, as in the released evaluation,
+# which reads $\lfloor yS/Y\rfloor$ ([Batches](../data/17_batches.ipynb) shows the shift).
 
 # %%
 def returned(label, size, mode="nearest-exact"):
@@ -334,8 +357,9 @@ class_legend(figure, NAMES)
 # %% [markdown]
 # ## Trained on one resize, tested on another
 #
-# The training loader resizes by nearest neighbour, corners aligned, the evaluation bilinearly, centres aligned. So the network is
-# tested on smoother pictures than it was trained on. Does it matter? The stand-in was fitted on nearest; give it both.
+# The training loader resizes by nearest neighbour, corners aligned, the evaluation bilinearly, centres aligned. So the
+# network is tested on smoother pictures than it was trained on. Does it matter? The stand-in was fitted on nearest;
+# give it both.
 
 # %%
 batches = {"nearest, as in training": SliceStore([systole], classes=len(NAMES), ignore=IGNORE).batch(
@@ -356,8 +380,8 @@ assert batches["bilinear, as in testing"].diff().std() < batches["nearest, as in
 #
 # ## A file on the scan's own grid
 #
-# Viewers place voxels by the affine, (x,y,z) → mm. The released evaluation writes masks with the spacing alone: they open
-# without complaint, somewhere else.
+# Viewers place voxels by the affine, (x,y,z) → mm. The released evaluation writes masks with the spacing alone: they
+# open without complaint, somewhere else.
 
 # %%
 #| export
@@ -365,21 +389,36 @@ def save_mask(
     mask: np.ndarray,  # [Z,Y,X] uint8 class ids
     case: Case,  # whose scan it is: gives the shape and the place in space
     path: Path | str,  # *.nii.gz or *.nii
+    values: Sequence[int] = (),  # index = class id: what is written for it; () writes the ids
 ) -> Path:  # the file written
     """Write a mask as NIfTI on its scan's grid, so that any viewer lays one over the other.
 
+    Raises TypeError unless the mask is uint8, and what `save_volume` raises."""
+    if mask.dtype != np.uint8:
+        raise TypeError(f"{case.name}: mask: found {mask.dtype}, expected uint8")
+    return save_volume(np.array(values, np.uint8)[mask] if values else mask, case, path)
+
+
+def save_volume(
+    volume: np.ndarray,  # [Z,Y,X], or [C,Z,Y,X] for a fourth axis in the file
+    case: Case,  # whose scan it is
+    path: Path | str,  # *.nii.gz or *.nii
+) -> Path:  # the file written
+    """Write numbers as NIfTI on a scan's grid: shape, axes, affine and codes of its file where they are known.
+
     Written beside its place and renamed, so a reader never meets half a file. A case without an affine is placed by its
-    spacing alone. Raises TypeError unless the mask is uint8, ValueError for another shape than the scan's, for a case
-    that knows neither affine nor spacing, and for another ending."""
+    spacing alone. Raises ValueError for another shape than the scan's, for a case that knows neither affine nor
+    spacing, and for another ending."""
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"path: found {path.name}, expected a name that ends in .nii or .nii.gz")
-    if mask.dtype != np.uint8:
-        raise TypeError(f"{case.name}: mask: found {mask.dtype}, expected uint8")
-    if mask.shape != case.shape:
-        raise ValueError(f"{case.name}: mask: found shape {mask.shape}, expected the scan's {case.shape}")
-    picture = nib.Nifti1Image(np.ascontiguousarray(mask.T), _affine(case))
-    picture.header.set_xyzt_units("mm")
+    if volume.shape[-3:] != case.shape:
+        raise ValueError(f"{case.name}: mask: found shape {volume.shape}, expected the scan's {case.shape}")
+    if case.grid:
+        picture = case.grid.picture(volume)
+    else:
+        picture = nib.Nifti1Image(np.ascontiguousarray(volume.T), _affine(case))
+        picture.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -388,6 +427,29 @@ def save_mask(
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def load_mask(
+    path: Path | str,  # written by `save_mask`
+    case: Case,
+    values: Sequence[int] = (),  # as it was written with
+) -> np.ndarray:  # [Z,Y,X] uint8 class ids
+    "Read a mask back onto its case. Raises DataError for a missing or broken file, another shape, a value unknown."
+    try:
+        stored = np.asarray(nib.load(path).dataobj)
+    except (OSError, EOFError, ImageFileError) as error:
+        raise DataError(path, f"no readable mask ({type(error).__name__})", "the file that the run wrote") from None
+    expected = case.grid.shape if case.grid else case.shape[::-1]
+    if stored.shape != expected:
+        raise DataError(path, f"shape {stored.shape[::-1]}", f"the scan's {expected[::-1]}")
+    mask = (case.grid.take(stored) if case.grid else stored.T).astype(np.uint8)
+    if not values:
+        return mask
+    if strange := set(np.unique(mask).tolist()) - set(values):
+        raise DataError(path, f"the values {sorted(strange)}", f"only {sorted(values)}")
+    back = np.zeros(256, np.uint8)
+    back[list(values)] = range(len(values))
+    return back[mask]
 
 
 def _affine(case: Case) -> np.ndarray:
@@ -418,10 +480,182 @@ by_affine, by_spacing = affine @ centre, np.diag([*systole.spacing_mm[::-1], 1])
 print(f"left ventricle by the affine: {by_affine[:3].round(0)} mm; by the spacing alone: {by_spacing[:3].round(0)} mm; "
       f"{np.linalg.norm(by_affine - by_spacing):.0f} mm apart")
 
+
+# %% [markdown]
+# ## How sure is it?
+#
+# A mask hides its doubts. Probabilities come back to the scan's grid bilinearly; their entropy over its largest value,
+# $u=-\tfrac1{\ln C}\sum_c P^c\ln P^c$, is 0 where the network is certain and 1 where all classes are alike. By hand,
+# two classes: $(1,0)$ gives 0, $(\frac12,\frac12)$ gives 1.
+
+# %%
+#| export
+def normalised_entropy(
+    probs: np.ndarray,  # [C,...] probabilities that sum to 1 over C
+) -> np.ndarray:  # [...] float32 in [0,1]
+    "The entropy of each voxel's class over its largest value, ln C."
+    return (entr(probs).sum(0) / np.log(len(probs))).clip(0, 1).astype(np.float32)
+
+
+# %%
+np.testing.assert_array_equal(normalised_entropy(np.array([[1, 0.5], [0, 0.5]])), [0, 1])
+same, probs = predict_volume(model, systole.image, size=128, probabilities=True)
+np.testing.assert_array_equal(same, mask)
+np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
+doubt = normalised_entropy(probs)
+wrong = mask != systole.label
+print(f"mean uncertainty where it is right {doubt[~wrong].mean():.2f}, where it is wrong {doubt[wrong].mean():.2f}")
+assert doubt[wrong].mean() > 3 * doubt[~wrong].mean()
+
+# %%
+figure, axes = panels(3, size=2.6)
+draw_near(axes[0], 3, mask[3], systole.label[3], 16, "mask, true outline")
+picture = axes[1].imshow(doubt[3], cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+axes[2].imshow(np.where(wrong[3], 0.0, 1.0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+for axis, title in zip(axes[1:], ("uncertainty u", "black: wrong"), strict=True):
+    axis.set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim())
+    axis.set_title(title, fontsize=9)
+figure.colorbar(picture, ax=axes[1], shrink=0.7)
+class_legend(figure, NAMES)
+
+# %% [markdown]
+# Doubt follows the rims, and so do most errors; the errors it does not follow are those of a model that is surely
+# wrong. A second opinion is free where the training used flips: predict the mirror images too and average
+# (`flips=True`). A network that does not care about mirrors gains nothing.
+
+# %%
+np.testing.assert_array_equal(predict_volume(Thresholds(), tiny, size=8, flips=True),
+                              predict_volume(Thresholds(), tiny, size=8))
+
+
+# %% [markdown]
+# ## Files in, files out
+#
+# A checkpoint knows its classes, modalities and how its scans were read. So a folder of new scans needs nothing more:
+#
+# ```bash
+# attenscribble predict --checkpoint runs/RUN new-scans masks --uncertainty
+# ```
+#
+# Everything that can be refused is refused before the first scan: a checkpoint that is none, a missing modality, a 4D
+# file, a mask that is there already.
+
+# %%
+#| export
+def predict_files(
+    checkpoint: Path | str,  # checkpoint.pt, or the run folder that holds it
+    source: Path | str,  # a scan (of several modalities any one of its files), or a folder in the layout of chapter 15
+    target: Path | str,  # the mask's file for a single scan, or a folder
+    *,
+    batch_size: int = 16,  # slices at a time
+    probabilities: bool = False,  # also NAME_probabilities.nii.gz, float32, a fourth axis over the classes
+    uncertainty: bool = False,  # also NAME_uncertainty.nii.gz, float32 in [0,1]
+    flips: bool = False,  # average over mirror images; only where training used them
+    overwrite: bool = False,  # replace files that are there
+    device: str = "auto",
+) -> list[Path]:  # the masks
+    """Segment scans with a trained network: a mask for each, uint8, with the geometry of the scan's file.
+
+    A mask holds the values of the labels that were trained on where the dataset was the user's own, else class ids.
+    Raises DataError, naming file or checkpoint, before anything is written; on reading for a damaged scan."""
+    checkpoint = Path(checkpoint) / "checkpoint.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
+    model, config = load_model(checkpoint, device=device)
+    facts, _ = read_checkpoint(checkpoint)
+    seen = facts["augmentation"] if config.augmentation == "dataset" else config.augmentation
+    if flips and seen != "acdc":
+        raise DataError(f"{checkpoint}: flips", f"training on {facts['name']!r} with augmentation {seen!r}",
+                        "'acdc', which flips; else a mirror image is a patient the network never saw")
+    scans = find_scans(source, facts["channels"])
+    files = {name: _outputs(name, Path(target), Path(source), probabilities, uncertainty) for name in scans}
+    _check_files(scans, files, overwrite)
+    home = next(model.parameters()).device
+    for name, images in tqdm(scans.items(), desc="scans"):
+        case = read_scan(images, **facts["reading"])
+        mask, probs = predict_volume(
+            model, case.image, size=config.size, batch_size=batch_size, device=home, flips=flips, probabilities=True,
+            autocast=choose_precision(config.precision, home), back=config.eval_resize)
+        if probabilities:
+            save_volume(probs, case, files[name]["probabilities"])
+        if uncertainty:
+            save_volume(normalised_entropy(probs), case, files[name]["uncertainty"])
+        save_mask(mask, case, files[name]["mask"], facts["values"])
+    return [paths["mask"] for paths in files.values()]
+
+
+def find_scans(
+    source: Path | str,  # a file or a folder
+    channels: int,  # modalities of each scan
+) -> dict[str, tuple[Path, ...]]:  # name → one file a modality
+    "The scans to segment. Raises DataError for what is no NIfTI, and for a missing modality."
+    source = Path(source)
+    if source.is_dir():
+        return group_modalities(list_nifti(source)["image"], channels=channels)
+    if not source.is_file() or not source.name.endswith((".nii", ".nii.gz")):
+        raise DataError(source, "no such file" if not source.exists() else "another format", "NIfTI, or a folder of it")
+    stem = source.name.split(".nii")[0]
+    start = stem[:-4] if channels > 1 and stem[-4:].isdigit() else stem
+    near = {path.name.split(".nii")[0]: path for path in source.parent.glob("*.nii*")} if start != stem else {}
+    siblings = {name: path for name, path in near.items() if name[:-4] == start and name[-4:].isdigit()}
+    return group_modalities(siblings or {stem: source}, channels=channels)
+
+
+def _outputs(name: str, target: Path, source: Path, probabilities: bool, uncertainty: bool) -> dict[str, Path]:
+    "What is written for one scan."
+    alone = target.name.endswith((".nii", ".nii.gz"))
+    if alone and source.is_dir():
+        raise DataError(target, "one file for a folder of scans", "a folder")
+    mask = target if alone else target / f"{name}.nii.gz"
+    stem = mask.name.split(".nii")[0]
+    more = {"probabilities": probabilities, "uncertainty": uncertainty}
+    return {"mask": mask} | {kind: mask.with_name(f"{stem}_{kind}.nii.gz") for kind, wanted in more.items() if wanted}
+
+
+def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, Path]], overwrite: bool) -> None:
+    "Raise DataError for a scan of unusable shape, and for an output that is there or would replace a scan."
+    inputs = {path.resolve() for images in scans.values() for path in images}
+    for path in (path for paths in files.values() for path in paths.values()):
+        if path.resolve() in inputs:
+            raise DataError(path, "a scan", "another folder for the masks")
+        if path.exists() and not overwrite:
+            raise DataError(path, "a file that is there already", "a new name, or --overwrite")
+    for path in (path for images in scans.values() for path in images):
+        try:
+            usable = len(three_axes(nib.load(path).shape)) == 3
+        except (OSError, EOFError, ValueError, ImageFileError):
+            usable = False
+        if not usable:
+            read_nifti(path, flat=True)  # raises, and says what is wrong
+
+
+# %% [markdown]
+# **Check.** A network after forty steps, far from good, and two scans as files, one of them tilted: masks come back
+# with the file's own affine, and equal to those of `predict_volume`.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    small = Config.from_flat(method="pce", iterations=40, batch=8, size=64, data_patients=5, data_side=64)
+    state = train(small, phantom(patients=5, side=64), Path(folder))
+    for name, case in (("straight", systole), ("tilted", placed)):
+        scan = Case(name, "", case.image, case.spacing_mm, case.affine)
+        save_volume(scan.image, scan, Path(folder) / "new" / f"{name}.nii.gz")
+    written = predict_files(folder, Path(folder) / "new", Path(folder) / "masks", uncertainty=True)
+    masks = {path.name.split(".")[0]: nib.load(path) for path in written}
+    expected = predict_volume(state.model, systole.image, size=64, autocast=choose_precision("auto", state.device))
+    for picture in masks.values():
+        np.testing.assert_array_equal(np.asarray(picture.dataobj).T, expected)
+    np.testing.assert_allclose(masks["tilted"].affine, placed.affine, atol=1e-5)
+    assert len(list((Path(folder) / "masks").iterdir())) == 4
+    try:
+        predict_files(folder, Path(folder) / "new", Path(folder) / "masks")
+        raise RuntimeError("a mask was overwritten")
+    except DataError as error:
+        print(str(error).replace(folder, "…"))
+
 # %% [markdown]
 # ## Real data: the ceiling on ACDC
 #
-# The experts' labels of one patient, sent to $S\times S$ and back, both frames. Then one label as a file: same voxels, same affine as the scan's.
+# The experts' labels of one patient, sent to $S\times S$ and back, both frames. Then one label as a file: same voxels,
+# same affine as the scan's.
 
 # %%
 try:
@@ -460,8 +694,8 @@ exercise(check_lossless, lossless, solution=max)
 
 
 # %% [markdown]
-# **2. Implement.** Another way back: resize the *logits* [N,C,S,S] bilinearly to `shape`, then take the most probable class.
-# For small S it beats the ceiling above.
+# **2. Implement.** Another way back: resize the *logits* [N,C,S,S] bilinearly to `shape`, then take the most probable
+# class. For small S it beats the ceiling above.
 
 # %%
 def check_soft_return(f):
@@ -509,6 +743,7 @@ exercise(check_place, place_mm, solution=lambda affine, voxel: affine[:3, :3] @ 
 # %% [markdown]
 # ## Recap
 #
-# `predict_volume` takes a scan through a network and back to its own grid; `evaluating` leaves the model as it was; `save_mask` writes the
-# mask where the scan is. Surprising: the size sets a ceiling on DSC before any training, and half a pixel on the way back
-# costs points of it. [The next chapter](43_metrics.ipynb) measures masks.
+# `predict_volume` takes a scan through a network and back to its own grid; `evaluating` leaves the model as it was;
+# `save_mask` writes the mask where the scan is, `load_mask` reads it; `predict_files` does all of it for a folder.
+# Surprising: the size sets a ceiling on DSC before any training, and half a pixel on the way back costs points of it.
+# [The next chapter](43_metrics.ipynb) measures masks.

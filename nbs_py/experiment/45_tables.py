@@ -131,8 +131,8 @@ def read_results(
     folder: Path | str,  # such as results/ of the clone
     **filters: Any,  # field=value, such as dataset="acdc"; None and "" let all pass
 ) -> list[dict[str, Any]]:  # by dataset, profile, preset, method in the paper's order, seed, fold
-    """The result files of a folder. Raises DataError, naming file and field, for none, a broken one, or a run that is
-    there twice; ValueError for an unknown filter."""
+    """The result files of a folder, but for runs that were not scored. Raises DataError, naming file and field, for no
+    file, a broken one, or a run that is there twice; ValueError for an unknown filter."""
     for name in filters:
         one_of("filter", name, [name for name in FIELDS if name not in ("settings", "cases")])
     paths = sorted(Path(folder).glob("*.json"))
@@ -143,7 +143,8 @@ def read_results(
         result = read_result(path)
         if result["run"] in found:
             raise DataError(f"{path}: run", f"{result['run']} a second time", "each run once")
-        found[result["run"]] = result
+        if result["cases"]:
+            found[result["run"]] = result
     chosen = [r for r in found.values() if all(value in (None, "", r[name]) for name, value in filters.items())]
     return sorted(chosen, key=lambda r: (r["dataset"], r["profile"], r["preset"], place(r["method"]), r["seed"],
                                          r["fold"]))
@@ -158,7 +159,7 @@ def read_result(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(path, f"no JSON ({error})", "a result file, as a run writes it") from None
     _check_fields(path, result, FIELDS)
-    if not result["cases"]:
+    if not result["cases"] and result.get("scored", True):
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")
     for index, row in enumerate(result["cases"]):
         _check_fields(f"{path}: cases[{index}]", row, CASE_FIELDS)

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -38,14 +37,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle as Ring
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.pyplot import subplots
-from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 from torch import nn
 
 from attenscribble.book import class_legend, draw, panels, project_root
 from attenscribble.data.datasets import open_dataset
 from attenscribble.data.scans import Case, DataError, Dataset
-from attenscribble.experiment.inference import evaluating
+from attenscribble.experiment.inference import evaluating, load_mask
 from attenscribble.experiment.metrics import POLICIES
 from attenscribble.experiment.runs import median_case
 from attenscribble.experiment.tables import place, read_result
@@ -489,14 +487,7 @@ class Run:
 
     def mask(self, case: Case) -> np.ndarray:  # [Z,Y,X] class ids
         "The mask of a volume. Raises DataError for a missing or broken file and for another shape than the scan's."
-        path = self.folder / "masks" / f"{case.name}.nii.gz"
-        try:
-            mask = np.asarray(nib.load(path).dataobj).T
-        except (OSError, EOFError, ImageFileError) as error:
-            raise DataError(path, f"no readable mask ({type(error).__name__})", "the file that the run wrote") from None
-        if mask.shape != case.shape:
-            raise DataError(path, f"shape {mask.shape}", f"the scan's {case.shape}")
-        return mask.astype(np.uint8)
+        return load_mask(self.folder / "masks" / f"{case.name}.nii.gz", case, self.result.get("label_values", ()))
 
 
 def find_runs(
@@ -509,7 +500,8 @@ def find_runs(
 ) -> list[Run]:  # one a method and preset, methods in the paper's order; empty if there is none
     "The finished runs that can stand side by side. Raises DataError for a broken config.json or result.json."
     runs = [read_run(path.parent) for path in sorted(Path(folder).glob("*/result.json"))]
-    runs = [run for run in runs if run.result["dataset"] == dataset and run.result["fold"] == fold
+    runs = [run for run in runs if run.result["cases"]  # the others have no truth to be drawn
+            and run.result["dataset"] == dataset and run.result["fold"] == fold
             and preset in ("", run.result["preset"]) and profile in ("", run.result["profile"])]
     by_profile: dict[str, dict[tuple, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.result["seed"], run.result["run"])):
