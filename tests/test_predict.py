@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from attenscribble.data.datasets import open_dataset
 from attenscribble.data.folder import folder, read_scan
+from attenscribble.data.grid import Grid
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import Case, DataError, Dataset
 from attenscribble.experiment.commands import main
@@ -94,6 +97,36 @@ def hearts_run(home) -> Path:
     config = tiny(dataset="phantom", method="pce", data_patients=5, data_side=48, data_slices=4)
     train(config, phantom(patients=5, side=48, slices=4), target)
     return target
+
+
+# ---------------------------------------------------------------- from a dataset of one orientation to a user's file
+def test_a_scan_is_turned_as_the_training_scans_lay(home):
+    "A checkpoint of scans stored LPS segments one scan alike however its file is stored, and writes in its order."
+    target = home / "lps"
+    target.mkdir()
+    dataset = replace(phantom(patients=5, side=48, slices=4), reading={"axis": "LPS"})
+    state = train(tiny(method="pce", iterations=60, data_patients=5), dataset, target)
+    heart = HEARTS[0]
+    lies = write(target / "lps.nii.gz", heart.image, tilted(15))
+    expected = predict_volume(state.model, read_scan([lies]).image, size=48)
+    assert (expected != expected[:, ::-1]).any() and (expected != expected[:, :, ::-1]).any()
+    for number, ornt in enumerate(ORNTS):
+        scan = write(target / "scans" / f"{number}.nii.gz", heart.image, tilted(15), ornt)
+        (written,) = predict_files(target, scan, target / f"{number}_mask.nii.gz")
+        mask, stored = nib.load(written), nib.load(scan)
+        assert mask.shape == stored.shape and np.array_equal(mask.affine, stored.affine)
+        np.testing.assert_array_equal(Grid.of(mask, "LPS").take(np.asarray(mask.dataobj)), expected)
+
+
+@pytest.mark.parametrize("name, axis", [("acdc", "RAS"), ("chaos", "LPS")])
+def test_real_scans_are_segmented_as_they_were_trained_on(data_root, tmp_path, name, axis):
+    "predict on a dataset's own file gives what the run gives: same slices, same order."
+    dataset = open_dataset(name, data_root)
+    case = dataset.read(dataset.patients[0])[0]
+    read = read_scan([Path(case.source)], **dataset.reading)
+    assert dataset.reading == {"axis": axis}
+    np.testing.assert_array_equal(read.image, case.image)
+    np.testing.assert_allclose(read.affine, case.affine, atol=1e-4)
 
 
 # ---------------------------------------------------------------- a user's folder, end to end

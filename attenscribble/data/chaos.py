@@ -20,8 +20,6 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pydicom
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset as Header
 from pydicom.dataset import FileMetaDataset
@@ -30,13 +28,14 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from ..book import one_of
+from .grid import Grid
 from attenscribble.data.scans import (
     Case,
     DataError,
     Dataset,
     _check_same_grid,
-    read_nifti,
     already_cut,
+    read_nifti,
     scale_intensities,
 )
 from .simulation import simulate
@@ -248,6 +247,7 @@ def _read_ground(folder: Place, names: Sequence[str], shape: tuple[int, int]) ->
     return np.stack(planes)
 
 # %% ../../nbs/data/14_chaos.ipynb #4e2f568c
+_READING = {"axis": "LPS"}  # of the scanner: to the left, to the back, up
 CHAOS_FOLDS = {1: (1, 2, 3, 5, 8, 10, 13), 2: (15, 19, 20, 21, 22, 31, 32), 3: (33, 34, 36, 37, 38, 39)}  # tested ones
 SEQUENCES = {"t1dual": "T1DUAL", "t2spir": "T2SPIR"}  # name → folder of the release
 PHASES = {"in": ("InPhase",), "out": ("OutPhase",), "both": ("InPhase", "OutPhase")}  # name → a folder each channel
@@ -288,7 +288,8 @@ def chaos(
     source = (f"CHAOS MR, {', '.join(f'{k} {v}' for k, v in said.items())}{', NIfTI conversion' if pairs else ''}; "
               "Kavur et al., Medical Image Analysis 2021, CC BY-NC-SA 4.0")
     return Dataset("chaos", CHAOS_CLASSES, CHAOS_IGNORE, tuple(f"chaos{n:02d}" for n in numbers), read,
-                   {fold: test for fold, test in folds.items() if test}, "chaos", source, len(PHASES[phase]), said)
+                   {fold: test for fold, test in folds.items() if test}, "chaos", source, len(PHASES[phase]), said,
+                   reading=_READING)
 
 
 def _sequence(sequence: str, phase: str, root: Path, conversion: bool) -> str:
@@ -398,10 +399,8 @@ def _read_conversion(patient: str, frame: str, pair: dict[str, Path]) -> Case:
                         "image_NN.nii.gz and label_NN.nii.gz")
     (volume, scan), (values, mask) = (read_nifti(pair[kind]) for kind in ("image", "label"))
     _check_same_grid(pair["label"], mask, scan, True)
-    turn = ornt_transform(io_orientation(scan.affine), axcodes2ornt("LPS"))
-    affine = scan.affine @ inv_ornt_aff(turn, scan.shape)
-    volume, values = (apply_orientation(array.T, turn).T for array in (volume, values))
+    grid = Grid.of(scan, **_READING)
+    volume, values = (np.ascontiguousarray(grid.take(array.T)) for array in (volume, values))
     label = _as_classes(values, pair["label"], [(n, n) for n in range(1, len(CHAOS_CLASSES))])
-    z, y, x = (float(mm) for mm in voxel_sizes(affine)[::-1])
-    return Case(patient, frame, _scaled(volume, pair["image"]), (z, y, x), affine, label=label,
-                source=str(pair["image"]))
+    return Case(patient, frame, _scaled(volume, pair["image"]), grid.spacing_mm, grid.affine, label=label,
+                source=str(pair["image"]), grid=grid)

@@ -12,7 +12,7 @@ from functools import cached_property
 import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
-from nibabel.orientations import io_orientation
+from nibabel.orientations import axcodes2ornt, io_orientation
 from nibabel.spatialimages import SpatialImage
 
 # %% ../../nbs/data/09_grid.ipynb #396dd564
@@ -50,15 +50,23 @@ class Grid:
     def of(
         cls,
         scan: SpatialImage,
-        axis: str = "auto",  # "auto", one of PLANES, or the file's "0", "1", "2"; "stored": its third, nothing turned
+        axis: str = "auto",  # "auto", one of PLANES, the file's "0", "1", "2"; "stored": as it lies; "LPS" …
     ) -> "Grid":
-        "The grid of a file, slices across `axis`; columns run to the patient's left (or back), rows to back or feet."
-        shape, grid = three_axes(scan.shape), cls(scan.header, scan.shape)
-        if axis == "stored":
+        """The grid of a file, slices across `axis`; columns run to the patient's left (or back), rows to back or feet.
+
+        Three letters say where x, y and z run to, whatever the spacing; a header without coordinates is then taken as
+        stored."""
+        shape, grid, codes = three_axes(scan.shape), cls(scan.header, scan.shape), axis.isupper()
+        if axis == "stored" or (codes and not placed(scan.header)):
             return grid
         toward, sign = np.array([0, 1, 2]), np.array([-1, -1, 1])  # as it lies, if the header does not say
         if placed(scan.header) and np.isfinite(ornt := io_orientation(scan.affine)).all():
             toward, sign = ornt[:, 0].astype(int), ornt[:, 1]  # for each axis of the file: the patient's x, y or z, ±
+        if codes:
+            wanted = axcodes2ornt(axis)[::-1]  # for z, y, x
+            axes = tuple(int(np.argmax(toward == patient)) for patient, _ in wanted)
+            flips = tuple(bool(sign[a] != s) for a, (_, s) in zip(axes, wanted, strict=True))
+            return replace(grid, axes=axes, flips=flips, plane=axis)
         if axis in PLANES:
             across = int(np.argmax(toward == PLANES.index(axis)))
         elif axis != "auto":

@@ -574,6 +574,7 @@ ACDC_CLASSES = ("background", "RV", "Myo", "LV")
 ACDC_IGNORE = 4
 _ACDC_SOURCE = ("ACDC: Bernard et al., IEEE TMI 2018, CC BY-NC-SA 4.0; "
                 "scribbles: Valvano et al., IEEE TMI 2021, Apache-2.0")
+_ACDC_READING = {"axis": "RAS"}  # as all its headers have it: a further scan is turned likewise
 _NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?\.nii(?:\.gz)?")
 
 
@@ -602,7 +603,8 @@ def acdc(
         return [_acdc_case(name, kinds, check_affine) for name, kinds in files[patient].items()]
 
     patients = tuple(files)
-    return Dataset("acdc", ACDC_CLASSES, ACDC_IGNORE, patients, read, _acdc_folds(patients), "acdc", _ACDC_SOURCE)
+    return Dataset("acdc", ACDC_CLASSES, ACDC_IGNORE, patients, read, _acdc_folds(patients), "acdc", _ACDC_SOURCE,
+                   reading=_ACDC_READING)
 
 
 def _acdc_folds(patients: tuple[str, ...]) -> dict[int, tuple[str, ...]]:
@@ -735,7 +737,7 @@ def wsl4mis(
 
     patients = tuple(sorted(files))
     return Dataset("wsl4mis", ACDC_CLASSES, ACDC_IGNORE, patients, read, _acdc_folds(patients), "acdc",
-                   f"{_ACDC_SOURCE}; HDF5: Luo et al., MICCAI 2022, MIT")
+                   f"{_ACDC_SOURCE}; HDF5: Luo et al., MICCAI 2022, MIT", reading=_ACDC_READING)
 
 
 def _h5_case(patient: str, frame: str, parts: dict[int, Path], spacing_mm: tuple | None) -> Case:
