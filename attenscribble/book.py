@@ -26,7 +26,7 @@ from scipy.ndimage import binary_dilation
 
 # %% ../nbs/00_book.ipynb #ce5f11a3
 BACKGROUND = "#FFFFFF"
-CLASS_COLOURS = ("#56B4E9", "#F0E442", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#999999")
+CLASS_COLOURS = ("#56B4E9", "#F0E442", "#D55E00", "#CC79A7", "#0072B2", "#009E73", "#E69F00", "#999999")
 
 
 def class_colour(

@@ -45,7 +45,7 @@ from scipy.ndimage import binary_dilation
 # %%
 #| export
 BACKGROUND = "#FFFFFF"
-CLASS_COLOURS = ("#56B4E9", "#F0E442", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#E69F00", "#999999")
+CLASS_COLOURS = ("#56B4E9", "#F0E442", "#D55E00", "#CC79A7", "#0072B2", "#009E73", "#E69F00", "#999999")
 
 
 def class_colour(

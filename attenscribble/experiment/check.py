@@ -108,7 +108,7 @@ def class_table(
     meaning = labels and dict(zip(labels.drawn if kind == "scribble" else labels.values, labels.names, strict=True))
     rows = [(meaning[value] if meaning else f"value {value:g}", value) for value in (meaning or sorted(total))]
     annotated = sum(total[value] for _, value in rows)
-    table = [(name, value, total[value], f"{total[value] / max(annotated, 1):.1%}",
+    table = [(name, value, total[value], f"{total[value] / max(annotated, 1):.2%}",
               sum(value in mask for mask in masks)) for name, value in rows]
     share = "share of annotated" if meaning else "share"
     return pd.DataFrame(table, columns=["", "value", "voxels", share, "scans"]).set_index("")

@@ -92,7 +92,8 @@ class Outcome:
         "The table of the run with the line that says what it is."
         lines = [self.config.run_id, headline(self.result), ""]
         if not self.result["cases"]:
-            return "\n".join([*lines, "Nothing was scored: no dense labels. The masks are in masks/.", ""])
+            return "\n".join([*lines, "Nothing was scored: no dense labels. The masks are in masks/; of new scans:",
+                              f"attenscribble predict --checkpoint {os.path.relpath(self.folder)} SCANS MASKS", ""])
         for policy in POLICIES:
             lines += [format_table(self.summary(policy)).to_string(), ""]
         return "\n".join(lines)
