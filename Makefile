@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test chapter book check lab bench clean
+.PHONY: help setup demo browser test chapter book check lab bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,6 +35,10 @@ demo: $(VENV)/core-installed ## train, segment and score on the phantom: runs/de
 	cd nbs && ../$(BIN)/papermill train.ipynb ../runs/demo.ipynb -p resume false --no-progress-bar --log-output $(ARGS) 2>&1 \
 	  | grep --line-buffered -Ev '^(Executing|Ending) Cell|IPKernelApp|^$$|^<Figure'
 	@$(BIN)/python -c "$$SAY"
+
+browser: ## install Chromium from Debian's packages where there is none: the annotator's tests move the mouse in it
+	@command -v chromium >/dev/null || { apt-get -qq update && apt-get -qq install -y chromium; } >/dev/null 2>&1 \
+	  || echo "no Chromium, and none to be had by apt-get as this user: the tests in a browser will be skipped"
 
 test: $(VENV)/test-installed ## everything that is tested, chapters included
 	@$(BIN)/python -m pytest $(ARGS)
