@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from ..book import one_of
 from ..data.datasets import SOURCES
 from ..method.objective import RELEASED, MethodSwitches, Objective, method_named
+from ..method.other_networks import check_network
 from ..rivals import branches, pseudo, regularisers, teachers
 
 # %% ../../nbs/experiment/40_config.ipynb #40ff506c
@@ -36,7 +37,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": {"size": 256, "batch": 12, "iterations": 60_000},
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
-GROUPS = ("pce", "crf", "ssa", "asl", "lam", "start", "own", "data")  # `crf_mask` is the field `mask` of `crf`
+GROUPS = ("net", "pce", "crf", "ssa", "asl", "lam", "start", "own", "data")  # `crf_mask` is the field `mask` of `crf`
 RIVALS = (pseudo, teachers, branches, regularisers)  # to import them is to register their methods
 # what a run computes does not depend on these
 PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume", "log_every")
@@ -122,6 +123,7 @@ class Config(MethodSwitches):
     @model_validator(mode="after")
     def terms_exist(self) -> "Config":
         self.objective()  # raises on a term the method lacks
+        check_network(method_named(self.method), self)
         return self
 
     def objective(self) -> Objective:

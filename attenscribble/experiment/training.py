@@ -39,6 +39,7 @@ from .config import Config
 from .processes import joined, launched, share_statistics
 from ..machine import processes, rank, split, whole
 from ..method.objective import Evidence, Objective, attention_of, method_named
+from ..method.other_networks import build_network
 from ..method.pce import partial_cross_entropy
 
 # %% ../../nbs/experiment/41_training.ipynb #bc3ebee0
@@ -142,7 +143,7 @@ def start_training(config: Config, dataset: Dataset) -> Training:
     device, method = choose_device(config.device), method_named(config.method)
     random.seed(config.seed)
     torch.manual_seed(config.seed)
-    model = method.network(dataset.channels, dataset.classes, config)
+    model = build_network(method, dataset.channels, dataset.classes, config)
     model = model.to(device, memory_format=torch.channels_last)
     if processes() > 1:
         model = share_statistics(model)
@@ -162,7 +163,7 @@ def load_model(
         raise DataError(path, "no word on its dataset", "a checkpoint of this version: train again with resume=false")
     config = Config(**(state["config"] | {"device": "auto"}))
     channels, classes = facts.get("channels", 1), classes or len(facts["class_names"])
-    model = method_named(config.method).network(channels, classes, config)
+    model = build_network(method_named(config.method), channels, classes, config)
     model.load_state_dict(state["best"]["model"] if state["best"] else state["model"])
     return model.to(target, memory_format=torch.channels_last).eval(), config
 

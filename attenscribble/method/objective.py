@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RELEASED', 'METHODS', 'SEGMENTATION', 'MASKED_CRF', 'ATTENTIVE', 'Switches', 'PceSwitches', 'CrfSwitches',
-           'SsaSwitches', 'AslSwitches', 'MethodSwitches', 'Evidence', 'Term', 'after', 'rise', 'scribble_term',
-           'dice_loss', 'dense_loss', 'dense_term', 'reach', 'mcrf_term', 'attention_term', 'unet',
-           'unet_with_attention', 'attention_of', 'Method', 'register', 'method_named', 'Objective']
+           'SsaSwitches', 'AslSwitches', 'NetSwitches', 'MethodSwitches', 'Evidence', 'Term', 'after', 'rise',
+           'scribble_term', 'dice_loss', 'dense_loss', 'dense_term', 'reach', 'mcrf_term', 'attention_term', 'unet',
+           'unet_with_attention', 'with_attention', 'attention_of', 'Method', 'register', 'method_named', 'Objective']
 
 # %% ../../nbs/method/25_objective.ipynb #26e7e6b6
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from ..book import one_of
@@ -83,9 +84,22 @@ class AslSwitches(Switches):
     grad_s: bool = Field(True, description="the loss moves the attention")
 
 
+class NetSwitches(Switches):
+    "Switches of the network."
+
+    name: str = Field("", description="a network from elsewhere, as package.module:Name; empty: the U-Net")
+    options: dict[str, Any] = Field({}, description="its keywords, as JSON; channels and classes are known")
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def from_text(cls, options: Any) -> Any:
+        return json.loads(options) if isinstance(options, str) else options
+
+
 class MethodSwitches(Switches):
     "All switches that touch the method."
 
+    net: NetSwitches = NetSwitches()
     pce: PceSwitches = PceSwitches()
     crf: CrfSwitches = CrfSwitches()
     ssa: SsaSwitches = SsaSwitches()
@@ -222,8 +236,9 @@ def mcrf_term(evidence: Evidence) -> Tensor:
 def attention_term(evidence: Evidence) -> Tensor:
     "Attentive similarity loss (eq. 6); notes the mean and spread of S and the 1x1 convolution behind it."
     asl, attention = evidence.switches.asl, evidence.attention
-    if attention is None:
-        raise ValueError("the attentive similarity loss needs a network with spatial self-attention: none is attached")
+    if attention is None or attention.query is None:
+        raise ValueError("the attentive similarity loss needs a network with spatial self-attention: none is attached"
+                         if attention is None else "spatial self-attention is attached to a layer that never runs")
     loss, notes = attentive_similarity_loss(
         evidence.probs, attention.query, attention.key, attention.similarity.weight, attention.similarity.bias,
         grid=attention.grid, radius=reach(asl), sigma=asl.sigma,
@@ -243,7 +258,11 @@ def unet(in_channels: int, classes: int, switches: MethodSwitches) -> nn.Module:
 
 def unet_with_attention(in_channels: int, classes: int, switches: MethodSwitches) -> nn.Module:
     "The backbone with spatial self-attention on the layer that `switches.ssa` names."
-    model, ssa = UNet2d(in_channels, classes), switches.ssa
+    return with_attention(UNet2d(in_channels, classes), switches.ssa)
+
+
+def with_attention(model: nn.Module, ssa: SsaSwitches) -> nn.Module:
+    "A network, changed in place: spatial self-attention on the layer that the switches name."
     layer, where = ssa.layer, "output"
     if not ssa.to_skip:  # the skip reads a stage's output; the path down reads the next stage's input
         stem, _, number = ssa.layer.rpartition(".")

@@ -335,7 +335,7 @@ class AttendedLayer(nn.Module):
             found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise TypeError(f"{self.where} of layer {self.name!r}: found {found}, expected a tensor [N,d,h,w]")
         attended = self.attention(features)
-        return features if self.separate else attended
+        return features.clone() if self.separate else attended  # the next layer may write over what it is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,12 +351,18 @@ class Attachment:
         holder = self.model.get_submodule(self.layer_name)
         if not isinstance(holder, AttendedLayer) or holder.attention is not self.attention:
             raise ValueError(f"layer_name: this attention does not stand at {self.layer_name!r} any more")
-        self.model.set_submodule(self.layer_name, holder.layer)
+        _exchange(self.model, holder, holder.layer)
+
+
+def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    "Put a layer in the place of another, under every name it has: some networks keep a layer twice and use the second."
+    for name in [name for name, layer in model.named_modules(remove_duplicate=False) if layer is old]:
+        model.set_submodule(name, new)
 
 
 def _layer_named(model: nn.Module, name: str) -> nn.Module:
     "The layer. Raises ValueError with the nearest names."
-    layers = dict(model.named_modules())
+    layers = dict(model.named_modules(remove_duplicate=False))
     if not name or name not in layers:
         near = get_close_matches(name, list(layers)[1:], n=3, cutoff=0.4)
         raise ValueError(f"layer_name: {type(model).__name__} has no layer {name!r}"
@@ -385,10 +391,10 @@ def attach(
 ) -> Attachment:
     """Put spatial self-attention on a layer of a network; `detach()` of the result takes it away.
 
-    The layer moves to `<layer_name>.layer`, the attention to `<layer_name>.attention`, with the layer's device,
-    dtype and mode: attach before the optimiser is made and before weights are loaded. Raises ValueError for an
-    unknown or already attended layer and where the width cannot be read; in `forward`, TypeError for features that
-    are no [N,d,h,w] and ValueError for another width.
+    The layer moves to `<layer_name>.layer`, the attention to `<layer_name>.attention`, under every name that the
+    layer has in the network, with the layer's device, dtype and mode: attach before the optimiser is made and before
+    weights are loaded. Raises ValueError for an unknown or already attended layer and where the width cannot be read;
+    in `forward`, TypeError for features that are no [N,d,h,w] and ValueError for another width.
     """
     layer = _layer_named(model, layer_name)
     one_of("where", where, ("output", "input"))
@@ -401,5 +407,5 @@ def attach(
         attention.to(weights.device, weights.dtype)
     holder = AttendedLayer(layer, attention, name=layer_name, where=where, separate=separate)
     holder.training = layer.training  # not train(): it would wake up what is frozen inside the layer
-    model.set_submodule(layer_name, holder)
+    _exchange(model, layer, holder)
     return Attachment(model, layer_name, attention)
