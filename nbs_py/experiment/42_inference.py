@@ -29,6 +29,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import SpatialImage
 from scipy.special import entr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -412,13 +413,7 @@ def save_volume(
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"path: found {path.name}, expected a name that ends in .nii or .nii.gz")
-    if volume.shape[-3:] != case.shape:
-        raise ValueError(f"{case.name}: mask: found shape {volume.shape}, expected the scan's {case.shape}")
-    if case.grid:
-        picture = case.grid.picture(volume)
-    else:
-        picture = nib.Nifti1Image(np.ascontiguousarray(volume.T), _affine(case))
-        picture.header.set_xyzt_units("mm")
+    picture = as_picture(volume, case)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -427,6 +422,20 @@ def save_volume(
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def as_picture(
+    volume: np.ndarray,  # [Z,Y,X], or [C,Z,Y,X] for a fourth axis in the file
+    case: Case,  # whose scan it is
+) -> SpatialImage:
+    "Numbers on a scan's grid, as `save_volume` writes them. Raises as it does."
+    if volume.shape[-3:] != case.shape:
+        raise ValueError(f"{case.name}: mask: found shape {volume.shape}, expected the scan's {case.shape}")
+    if case.grid:
+        return case.grid.picture(volume)
+    picture = nib.Nifti1Image(np.ascontiguousarray(volume.T), _affine(case))
+    picture.header.set_xyzt_units("mm")
+    return picture
 
 
 def load_mask(
