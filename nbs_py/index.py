@@ -49,7 +49,7 @@
 # | [44 Runs](experiment/44_runs.ipynb) | what must be kept of a run? | `experiment.runs` |
 # | [45 Tables](experiment/45_tables.ipynb) | does our order agree with the paper's? | `experiment.tables` |
 # | [46 Figures](experiment/46_figures.ipynb) | where does each method go wrong? | `experiment.figures` |
-# | [47 Commands](experiment/47_commands.ipynb) | what can be asked from a terminal? | `experiment.commands` |
+# | [50 Commands](experiment/50_commands.ipynb) | what can be asked from a terminal? | `experiment.commands` |
 #
 # To train, open [train.ipynb](train.ipynb) or run it from this folder:
 #

@@ -14,6 +14,7 @@ import pytest
 from attenscribble.data.grid import Grid
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import Case, DataError, Dataset
+from attenscribble.experiment.commands import main
 from attenscribble.experiment.config import Config
 from attenscribble.experiment.metrics import score_case
 from attenscribble.experiment.nnunet import (
@@ -327,3 +328,23 @@ def test_nnunets_own_verifier_takes_it_and_refuses_what_ours_refuses(dataset, tm
     assert not any(word in done.stdout for word in ("Error", "mismatch", "contain NaN")), done.stdout
     FAULTS["a value"][0](good[0])
     assert verify(good[0]).returncode != 0
+
+
+def test_the_commands(tmp_path, capsys, monkeypatch):
+    hearts = phantom(patients=5, side=48, slices=3)
+    monkeypatch.setattr("attenscribble.experiment.commands.settle", lambda config: (config, hearts))
+    raw, masks = tmp_path / "raw", tmp_path / "masks"
+    assert main(["export-nnunet", "phantom", str(raw), "fold=2", "--number", "12"]) == 0
+    place = Path(capsys.readouterr().out.strip())
+    assert place == raw / "Dataset012_Phantom" and check_nnunet(place) == 8
+    masks.mkdir()
+    for case in hearts.cases(hearts.split(2)[1]):
+        nib.save(nib.Nifti1Image(case.label.T, case.affine), masks / f"{case.name}.nii.gz")
+    words = ["score", "phantom", str(masks), "fold=2", "seed=3", f"archive={tmp_path / 'results'}", "--method", "Guest"]
+    assert main(words) == 0
+    (result,) = read_results(tmp_path / "results")
+    assert (result["method"], result["fold"], result["seed"]) == ("Guest", 2, 3)
+    assert result["run"] in capsys.readouterr().out
+    assert main(["score", "phantom", str(masks), "fold=1"]) == 1
+    assert main(["export-nnunet", "phantom", str(raw), "fold=2", "--number", "12"]) == 1
+    assert "a dataset with this number" in capsys.readouterr().err

@@ -472,4 +472,4 @@ server.shutdown()
 #
 # Exported: `fetch`, which goes on after a break and verifies; `download` and `DOWNLOADS`, the same by name. What may
 # surprise: with a break for each file length, starting again costs not twice but 1.72 times the traffic; with three,
-# over six times. [Chapter 47](../experiment/47_commands.ipynb) puts it into a terminal.
+# over six times. [Chapter 50](../experiment/50_commands.ipynb) puts it into a terminal.

@@ -23,6 +23,9 @@
 # attenscribble check my-scans             # what is wrong with my scans and scribbles?
 # attenscribble train dataset=folder root=my-scans           # learn from them, as train.ipynb does
 # attenscribble predict --checkpoint runs/RUN scans masks    # a mask for every new scan
+#
+# attenscribble export-nnunet acdc $nnUNet_raw fold=1        # the same patients and strokes for nnU-Net
+# attenscribble score acdc masks fold=1 archive=results      # its masks as a row of our tables
 # ```
 
 # %%
@@ -33,6 +36,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from attenscribble.data.datasets import SOURCES, datasets
 from attenscribble.data.download import DOWNLOADS, download
@@ -40,14 +44,14 @@ from attenscribble.data.scans import DataError
 from attenscribble.experiment.check import check
 from attenscribble.experiment.config import PROFILES, Config
 from attenscribble.experiment.inference import predict_files
-from attenscribble.experiment.runs import run_experiment
+from attenscribble.experiment.nnunet import export_nnunet, result_report, score_predictions
+from attenscribble.experiment.runs import run_experiment, settle, write_json
 from attenscribble.method.objective import METHODS
 
 # %%
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -183,7 +187,43 @@ def add_predict(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-ACTIONS = {"train": add_train, "download": add_download, "check": add_check, "predict": add_predict}
+SETTINGS = {"nargs": "*", "metavar": "NAME=VALUE", "help": "fold, root or an option of the dataset, as for train"}
+
+
+def add_export(parser: argparse.ArgumentParser) -> Run:
+    "write a fold of a dataset in nnU-Net's raw format, with its ignore label"
+    parser.add_argument("dataset", metavar="DATASET", help="one of those that the command datasets lists")
+    parser.add_argument("folder", metavar="OUT", help="nnU-Net's folder nnUNet_raw")
+    parser.add_argument("settings", **SETTINGS)
+    parser.add_argument("--number", type=count, default=501, metavar="N", help="nnU-Net's dataset ID (501)")
+    parser.add_argument("--target", default="scribble", help="scribble, or label: dense, as an upper bound")
+
+    def run(given: argparse.Namespace) -> None:
+        config, dataset = settle(Config.from_flat(**{**pairs(given.settings), "dataset": given.dataset}))
+        print(export_nnunet(dataset, given.folder, fold=config.fold, number=given.number, target=given.target))
+
+    return run
+
+
+def add_score(parser: argparse.ArgumentParser) -> Run:
+    "score masks that were made elsewhere, and write a result as a training does"
+    parser.add_argument("dataset", metavar="DATASET", help="whose test cases these are")
+    parser.add_argument("folder", metavar="MASKS", help="with CASE.nii.gz for every test case of the fold")
+    parser.add_argument("settings", **SETTINGS)
+    parser.add_argument("--method", default="nnU-Net", metavar="NAME", help="of the row in the tables (nnU-Net)")
+
+    def run(given: argparse.Namespace) -> None:
+        config, dataset = settle(Config.from_flat(**{**pairs(given.settings), "dataset": given.dataset}))
+        result = score_predictions(given.folder, dataset, config, given.method)
+        folder = Path(config.archive or given.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{result_report(result)}\n{write_json(result, folder / (result['run'] + '.json'))}")
+
+    return run
+
+
+ACTIONS = {"train": add_train, "download": add_download, "check": add_check, "predict": add_predict,
+           "export-nnunet": add_export, "score": add_score}
 
 
 def main(
@@ -242,6 +282,23 @@ with tempfile.TemporaryDirectory() as folder:
     assert status == 1 and "checkpoint.pt: found no checkpoint" in complaint and not Path(folder, "masks").exists()
 print(complaint.replace(folder, "…"))
 
+# %% [markdown]
+# Out to nnU-Net and back, with masks that call everything background: a row of zeros, but a row.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    status, place, _ = command("export-nnunet", "phantom", folder, "fold=1")
+    Path(folder, "masks").mkdir()
+    for path in Path(place.strip(), "imagesTs").iterdir():
+        empty = nib.load(path)
+        mask = nib.Nifti1Image(np.zeros(empty.shape, np.uint8), empty.affine)
+        nib.save(mask, Path(folder, "masks", path.name.replace("_0000", "")))
+    status, said, _ = command("score", "phantom", f"{folder}/masks", f"archive={folder}/results")
+    assert status == 0 and len(list(Path(folder, "results").iterdir())) == 1
+    status, _, complaint = command("score", "phantom", f"{folder}/masks", "fold=2")
+    assert status == 1 and "no mask of patient003" in complaint
+print(said.replace(folder, "…"))
+
 
 # %% [markdown]
 # ## Exercises
@@ -263,4 +320,4 @@ exercise(check_simple, my_simple, solution=lambda: [m.name for m in METHODS.valu
 #
 # `main` is the command `attenscribble`; its lists come from the registries, its downloads from
 # [chapter 19](../data/19_download.ipynb), `check` from [chapter 38](38_check.ipynb), `predict` from
-# [chapter 42](42_inference.ipynb).
+# [chapter 42](42_inference.ipynb), `export-nnunet` and `score` from [chapter 49](49_nnunet.ipynb).
