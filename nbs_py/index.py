@@ -35,6 +35,7 @@
 # | [23 Spatial self-attention](method/23_ssa.ipynb) | can each place look at every other? | `method.ssa` |
 # | [24 Attentive similarity](method/24_asl.ipynb) | can attention say which places belong together? | `method.asl` |
 # | [25 The objective](method/25_objective.ipynb) | where does each loss pull? | `method.objective` |
+# | [26 Other networks](method/26_other_networks.ipynb) | can my own network learn from scribbles? | `method.other_networks` |
 # | [30 Guessed labels](rivals/30_pseudo_labels.ipynb) | can labels be guessed before training? | `rivals.pseudo` |
 # | [31 Teachers](rivals/31_teachers.ipynb) | is a network's average wiser than the network? | `rivals.teachers` |
 # | [32 Two branches](rivals/32_branches.ipynb) | what do two decoders know that one does not? | `rivals.branches` |
@@ -49,6 +50,7 @@
 # | [44 Runs](experiment/44_runs.ipynb) | what must be kept of a run? | `experiment.runs` |
 # | [45 Tables](experiment/45_tables.ipynb) | does our order agree with the paper's? | `experiment.tables` |
 # | [46 Figures](experiment/46_figures.ipynb) | where does each method go wrong? | `experiment.figures` |
+# | [49 nnU-Net](experiment/49_nnunet.ipynb) | how good is ours beside the usual tool? | `experiment.nnunet` |
 # | [50 Commands](experiment/50_commands.ipynb) | what can be asked from a terminal? | `experiment.commands` |
 #
 # To train, open [train.ipynb](train.ipynb) or run it from this folder:

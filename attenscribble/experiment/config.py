@@ -43,6 +43,15 @@ RIVALS = (pseudo, teachers, branches, regularisers)  # to import them is to regi
 PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume", "log_every")
 
 # %% ../../nbs/experiment/40_config.ipynb #58941c93
+def _typed(value: Any) -> Any:
+    "Text as JSON reads it where that is a number or a truth value; everything else as it is."
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return found if isinstance(found, (bool, int, float)) else value
+
+
 class Config(MethodSwitches):
     "Everything that decides a run. Build it with `Config.from_flat`; it never changes afterwards."
 
@@ -89,6 +98,12 @@ class Config(MethodSwitches):
     @classmethod
     def known_dataset(cls, name: str) -> str:
         return one_of("dataset", name, SOURCES)
+
+    @field_validator("data")
+    @classmethod
+    def as_typed(cls, data: dict[str, Any]) -> dict[str, Any]:
+        "A loader's options have no declared types: text that is a number or true, false, as a terminal gives it."
+        return {name: _typed(value) for name, value in data.items()}
 
     @field_validator("size")
     @classmethod

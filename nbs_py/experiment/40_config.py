@@ -90,6 +90,15 @@ PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume",
 
 # %%
 #| export
+def _typed(value: Any) -> Any:
+    "Text as JSON reads it where that is a number or a truth value; everything else as it is."
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return found if isinstance(found, (bool, int, float)) else value
+
+
 class Config(MethodSwitches):
     "Everything that decides a run. Build it with `Config.from_flat`; it never changes afterwards."
 
@@ -136,6 +145,12 @@ class Config(MethodSwitches):
     @classmethod
     def known_dataset(cls, name: str) -> str:
         return one_of("dataset", name, SOURCES)
+
+    @field_validator("data")
+    @classmethod
+    def as_typed(cls, data: dict[str, Any]) -> dict[str, Any]:
+        "A loader's options have no declared types: text that is a number or true, false, as a terminal gives it."
+        return {name: _typed(value) for name, value in data.items()}
 
     @field_validator("size")
     @classmethod
@@ -341,6 +356,8 @@ assert Config.from_flat(seed=1).run_id != Config.from_flat(seed=2).run_id
 assert Config.from_flat(asl_sigma=3.5).run_id != Config.from_flat().run_id
 released = Config.from_flat(preset="released")
 assert Config(**json.loads(released.model_dump_json())) == released
+typed = Config.from_flat(data_patients="5", data_sequence="t2spir", data_robust="true").data
+assert typed == {"patients": 5, "sequence": "t2spir", "robust": True}, "as a command line gives them"
 ours, theirs = (Config.from_flat(dataset="folder", root=f"data/{name}") for name in ("liver", "spleen"))
 assert ours.run_id != theirs.run_id and ours.run_id.startswith("liver-") and "root" not in ours.decisive
 config.run_id
