@@ -50,6 +50,8 @@
 # | [44 Runs](experiment/44_runs.ipynb) | what must be kept of a run? | `experiment.runs` |
 # | [45 Tables](experiment/45_tables.ipynb) | does our order agree with the paper's? | `experiment.tables` |
 # | [46 Figures](experiment/46_figures.ipynb) | where does each method go wrong? | `experiment.figures` |
+# | [47 One scan](experiment/47_desk.ipynb) | how many strokes until one scan is segmented? | `experiment.desk` |
+# | [48 The annotator](experiment/48_annotator.ipynb) | which byte of a drawing is which voxel? | `experiment.annotator` |
 # | [49 nnU-Net](experiment/49_nnunet.ipynb) | how good is ours beside the usual tool? | `experiment.nnunet` |
 # | [50 Commands](experiment/50_commands.ipynb) | what can be asked from a terminal? | `experiment.commands` |
 #
@@ -59,7 +61,7 @@
 # papermill train.ipynb -p dataset acdc
 # ```
 #
-# From finished runs, [tables.ipynb](tables.ipynb) makes the paper's tables and [figures.ipynb](figures.ipynb) its figures.
+# To draw on a scan of your own, open [annotate.ipynb](annotate.ipynb). From finished runs, [tables.ipynb](tables.ipynb) makes the paper's tables and [figures.ipynb](figures.ipynb) its figures.
 
 # %% [markdown]
 # ## One slice, one page

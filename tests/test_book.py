@@ -38,6 +38,7 @@ LARGER = {  # module or notebook → why it may be larger
     "attenscribble/data/phantom.py": "the anatomy is a long list of shapes, each a few lines",
     "attenscribble/data/simulation.py": "five procedures side by side, and the one pen and call that all of them share",
     "attenscribble/data/batches.py": "one index map from its four parts to the store that uses it",
+    "attenscribble/experiment/annotator.py": "the page, the controls around it, and what the two say to each other",
     "attenscribble/experiment/figures.py": "the paper's three figures: a network's sketch, circles, panels of runs",
     "attenscribble/experiment/tables.py": "from result files to written tables, one path with its checks",
     "attenscribble/method/mcrf.py": "one walk twice, in PyTorch and in C, side by side",

@@ -1,0 +1,382 @@
+"""The annotator without a browser: where a stroke ends up, what is saved, what is said, what is learnt."""
+
+import json
+import shutil
+import sys
+import threading
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+
+import nbformat
+import nibabel as nib
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+from attenscribble.book import CLASS_COLOURS
+from attenscribble.data.datasets import open_dataset
+from attenscribble.data.folder import IGNORE, folder
+from attenscribble.data.phantom import phantom
+from attenscribble.data.scans import Case, DataError
+from attenscribble.experiment.annotator import FRAME, Annotator, bitmap_of, in_bytes, page_grid, scribble_of, to_page
+from attenscribble.experiment.check import check
+from attenscribble.experiment.desk import learn, open_desk, save_desk
+from attenscribble.experiment.inference import predict_files
+from attenscribble.experiment.metrics import dice
+
+NAMES = ("background", "RV", "Myo", "LV")
+FAST = {"size": 32, "iterations": 6, "batch": 2, "log_every": 2}
+
+
+@pytest.fixture(scope="module")
+def heart() -> Case:
+    return next(phantom(patients=1, seed=1, side=64, slices=6).cases())
+
+
+def store(path: Path, volume: np.ndarray, spacing=(1.5, 1.5, 8.0), ornt=((0, 1), (1, 1), (2, 1)), degrees=0.0) -> Path:
+    "[Z,Y,X] as a NIfTI file, seen from below as scanners store it, tilted about the patient's y axis, axes exchanged."
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    tilt = np.array([[c, 0, s, 12], [0, 1, 0, -3], [-s, 0, c, 40], [0, 0, 0, 1]])
+    scan = nib.Nifti1Image(np.ascontiguousarray(volume.T), tilt @ np.diag([-spacing[0], -spacing[1], spacing[2], 1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(scan.as_reoriented(np.array(ornt)), path)
+    return path
+
+
+def marks(shape, **values: int) -> np.ndarray:
+    "A scribble: c0=5 draws five voxels of class 0 in slice 1, and so on."
+    drawn = np.full(shape, IGNORE, np.uint8)
+    for row, (name, count) in enumerate(values.items()):
+        drawn[1, 3 * row + 2, 2:2 + count] = int(name[1:])
+    return drawn
+
+
+# ---- where a stroke ends up
+
+
+@pytest.mark.parametrize("spacing", [(1.5, 1.2, 8), (1.5, 8, 1.2), (8, 1.5, 1.2), (2, 2, 2)],
+                         ids=["axial", "coronal", "sagittal", "isotropic"])
+def test_what_is_under_the_pen_is_marked_in_the_file(tmp_path, spacing):
+    block = np.random.default_rng(0).permutation(120).reshape(4, 5, 6).astype(np.uint8)
+    for order, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
+        path = store(tmp_path / "a.nii.gz", block, spacing, tuple(zip(order, signs, strict=True)), degrees=20)
+        desk = open_desk(path, NAMES[:2], tmp_path / "out")
+        grid = page_grid(desk.case)
+        picture = in_bytes(np.rint(desk.case.image * 118).astype(np.uint8), grid)  # the file's own values
+        drawing = np.zeros_like(picture)
+        drawing[picture == 77], drawing[picture == 33] = 2, 1
+        scan, saved = nib.load(path), nib.load(save_desk(desk, scribble_of(drawing, grid)))
+        assert saved.shape == scan.shape and np.array_equal(saved.affine, scan.affine)
+        values, stored = np.asarray(saved.dataobj), np.asarray(scan.dataobj)
+        assert stored[values == 1] == [77] and stored[values == 0] == [33] and (values == IGNORE).sum() == 118
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("spacing", [(1.5, 1.2, 8), (1.5, 8, 1.2), (8, 1.5, 1.2)], ids=["axial", "coronal", "sagittal"])
+def test_the_page_is_upright(tmp_path, spacing):
+    "NiiVue shows an axial slice with the left of the patient at the right, and so on: as the case's rows and columns."
+    desk = open_desk(store(tmp_path / "a.nii.gz", np.arange(120, dtype=np.uint8).reshape(4, 5, 6), spacing), NAMES)
+    file = to_page(np.rint(255 * desk.case.image).astype(np.uint8), page_grid(desk.case))
+    assert nib.aff2axcodes(file.header.get_best_affine()) == ("R", "A", "S")
+    assert sorted(file.header.get_zooms()) == pytest.approx(sorted(spacing), abs=1e-5)
+    voxels, plane = np.asarray(file.dataobj), desk.case.grid.plane
+    screen = {"axial": lambda: voxels[::-1, ::-1, 1].T, "coronal": lambda: voxels[::-1, 1, ::-1].T,
+              "sagittal": lambda: voxels[1, ::-1, ::-1].T}[plane]()
+    np.testing.assert_array_equal(screen[FRAME:-FRAME, FRAME:-FRAME], np.rint(255 * desk.case.image[1]))
+
+
+def test_ink_on_the_frame_is_dropped(heart):
+    grid = page_grid(heart)
+    bitmap = np.full(np.prod(grid.shape), 3, np.uint8)
+    inside = scribble_of(bitmap, grid)
+    assert inside.shape == heart.image.shape and (inside == 2).all()
+    edge = bitmap_of(inside, grid).reshape(grid.shape, order="F")
+    assert (edge == 0).sum() == edge.size - inside.size
+
+
+# ---- the folder
+
+
+def test_saved_folder_is_a_dataset(tmp_path, heart):
+    path = store(tmp_path / "heart.nii.gz", (1000 * heart.image).astype(np.int16), ornt=((1, -1), (2, 1), (0, 1)))
+    desk = open_desk(path, NAMES)
+    drawn = marks(heart.image.shape, c0=9, c1=4, c2=5, c3=6)
+    assert save_desk(desk, drawn) == tmp_path / "annotated/scribbles/heart.nii.gz"
+    assert json.loads((tmp_path / "annotated/dataset.json").read_text()) == {
+        "labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3}, "ignore": 255}
+    assert check(tmp_path / "annotated").fine
+    data = open_dataset("folder", tmp_path / "annotated")
+    (case,) = data.cases()
+    np.testing.assert_array_equal(case.scribble, drawn)
+    np.testing.assert_array_equal(case.image, desk.case.image)
+    assert data.class_names == NAMES and (tmp_path / "annotated/images/heart.nii.gz").read_bytes() == path.read_bytes()
+
+
+def test_opened_again_the_strokes_are_there(tmp_path, heart):
+    path = store(tmp_path / "images/heart.nii", heart.image, ornt=((2, 1), (0, -1), (1, 1)))
+    drawn = marks(heart.image.shape, c0=3, c1=3)
+    save_desk(open_desk(path, NAMES), drawn)
+    again = open_desk(path)
+    assert again.labels.names == NAMES and again.root == tmp_path.resolve()
+    np.testing.assert_array_equal(again.case.scribble, drawn)
+    save_desk(again, again.case.scribble)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["dataset.json", "heart.nii", "heart.nii.gz"]
+
+
+def test_a_folder_keeps_its_values_and_options(tmp_path, heart):
+    "Strokes made elsewhere: 0 not drawn, 9 background, 5 an organ; slices taken across the file's own axis."
+    path = store(tmp_path / "images/a.nii.gz", heart.image)
+    said = {"labels": {"background": 9, "liver": 5}, "ignore": 0, "axis": "sagittal", "reference": "us"}
+    (tmp_path / "dataset.json").write_text(json.dumps(said))
+    desk = open_desk(path)
+    assert desk.case.grid.plane == "sagittal" and desk.labels.names == ("background", "liver")
+    save_desk(desk, marks(desk.case.image.shape, c0=4, c1=2))
+    values = np.unique(nib.load(tmp_path / "scribbles/a.nii.gz").dataobj, return_counts=True)
+    assert dict(zip(*map(np.ndarray.tolist, values), strict=True)) == {0: heart.image.size - 6, 5: 2, 9: 4}
+    assert json.loads((tmp_path / "dataset.json").read_text()) == said and check(tmp_path).fine
+
+
+def test_missing_names_are_added_to_a_folders_dataset_json(tmp_path, heart):
+    path = store(tmp_path / "images/a.nii.gz", heart.image)
+    (tmp_path / "dataset.json").write_text('{"axis": "axial"}')
+    save_desk(open_desk(path, NAMES[:2]), marks(heart.image.shape, c0=4, c1=2))
+    assert json.loads((tmp_path / "dataset.json").read_text()) == {
+        "axis": "axial", "labels": {"background": 0, "RV": 1}, "ignore": 255}
+
+
+def test_modalities_together(tmp_path, heart):
+    files = [store(tmp_path / f"in/t{n}.nii.gz", (heart.image * (1, -1)[n] + n) * 100) for n in (0, 1)]
+    work = Annotator(files, NAMES[:2], tmp_path / "out", **FAST)
+    assert work.desk.case.image.shape[1] == 2
+    work.record(marks(heart.image.shape, c0=9, c1=9))
+    work.train()
+    work.save()
+    assert sorted(p.name for p in (tmp_path / "out/images").iterdir()) == ["t0_0000.nii.gz", "t0_0001.nii.gz"]
+    data = folder(tmp_path / "out")
+    assert data.channels == 2 and check(tmp_path / "out").fine
+    np.testing.assert_array_equal(next(data.cases()).scribble, work.scribble)
+    assert open_desk(tmp_path / "out/images/t0_0001.nii.gz").case.image.shape[1] == 2
+
+
+def test_a_case_from_memory(tmp_path, heart):
+    desk = open_desk(heart, NAMES, tmp_path)
+    assert (desk.case.scribble == IGNORE).all() and desk.case.label is None
+    save_desk(desk, marks(heart.image.shape, c0=4, c3=2))
+    np.testing.assert_array_equal(open_desk(heart, NAMES, tmp_path).case.scribble, marks(heart.image.shape, c0=4, c3=2))
+    assert check(tmp_path).problems == ["class 'RV' (value 1): nobody drew it on any scan",
+                                        "class 'Myo' (value 2): nobody drew it on any scan"]
+    scan, scribble = (nib.load(tmp_path / f"{kind}/{heart.name}.nii.gz") for kind in ("images", "scribbles"))
+    assert np.array_equal(scan.affine, scribble.affine) and scan.shape == scribble.shape == heart.image.shape[::-1]
+
+
+# ---- faults
+
+
+def make_4d(folder: Path) -> Path:
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), np.eye(4)), folder / "film.nii")
+    return folder / "film.nii"
+
+
+def make_broken(folder: Path) -> Path:
+    (folder / "broken.nii.gz").write_bytes(b"\x1f\x8bnot really")
+    return folder / "broken.nii.gz"
+
+
+@pytest.mark.parametrize(("make", "classes", "words"), [
+    (lambda tmp: tmp / "none.nii.gz", NAMES, "none.nii.gz"),
+    (make_broken, NAMES, "unreadable"),
+    (make_4d, NAMES, "one number per voxel in 3D; of a film"),
+    (lambda tmp: store(tmp / "a.nii.gz", np.arange(24.0).reshape(2, 3, 4)), None, "classes: found []"),
+    (lambda tmp: store(tmp / "a.nii.gz", np.arange(24.0).reshape(2, 3, 4)), ["liver", "spleen"], "the background and"),
+    (lambda tmp: store(tmp / "a.nii.gz", np.arange(24.0).reshape(2, 3, 4)), ["background", "a", "a"], "classes"),
+    (lambda tmp: store(tmp / "a_gt.nii.gz", np.arange(24.0).reshape(2, 3, 4)), NAMES, "ends like a mask's"),
+])
+def test_faults_of_the_scan_are_said(tmp_path, make, classes, words, capsys):
+    path = make(tmp_path)
+    work = Annotator(path, classes)
+    work._ipython_display_()
+    assert words in str(work.fault)
+    with pytest.raises((DataError, OSError)) as caught:
+        work.train()
+    assert caught.value is work.fault
+
+
+def test_other_names_than_the_folders(tmp_path, heart):
+    save_desk(open_desk(heart, NAMES, tmp_path), marks(heart.image.shape, c0=1))
+    with pytest.raises(DataError, match=r"classes: found \['background', 'liver'\], expected those of .*'RV'"):
+        open_desk(heart, ["background", "liver"], tmp_path)
+
+
+def test_names_without_a_scan(tmp_path, heart):
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 4, "liver": 1}}')
+    with pytest.raises(DataError, match=r"dataset.json: found no scan beside it, expected the scan in .*images"):
+        open_desk(heart, ["background", "liver"], tmp_path)
+
+
+def test_another_scan_of_the_same_name(tmp_path, heart):
+    first, second = (store(tmp_path / f"{n}/a.nii.gz", heart.image + n) for n in (1, 2))
+    drawn = marks(heart.image.shape, c0=1)
+    save_desk(open_desk(first, NAMES, tmp_path / "out"), drawn)
+    with pytest.raises(DataError, match="another scan of this name"):
+        save_desk(open_desk(second, NAMES, tmp_path / "out"), drawn)
+
+
+@pytest.mark.parametrize(("drawn", "words"), [({}, "nothing drawn"), ({"c1": 3, "c2": 2}, "only RV and Myo drawn"),
+                                              ({"c0": 3}, "only background drawn")])
+def test_too_little_to_learn_from(tmp_path, heart, drawn, words):
+    work = Annotator(heart, NAMES, tmp_path, **FAST)
+    work.record(marks(heart.image.shape, **drawn))
+    work.controls.train.click()
+    assert words in work.controls.status.value and not work.controls.train.disabled
+    with pytest.raises(DataError, match=words):
+        work.train()
+    assert not work.controls.train.disabled
+
+
+def test_a_fault_on_saving_is_said(tmp_path, heart):
+    work = Annotator(heart, NAMES, tmp_path / "out")
+    work.controls.save.click()
+    assert "nothing drawn" in work.controls.status.value
+    work.record(marks(heart.image.shape, c0=3))
+    (tmp_path / "out").write_text("a file where a folder should be")
+    work.controls.save.click()
+    assert "jp-error" in work.controls.status.value
+
+
+def test_without_ipyniivue_it_says_what_to_install(tmp_path, heart, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipyniivue", None)
+    with pytest.raises(ImportError, match=r"pip install 'attenscribble\[book\]'"):
+        Annotator(heart, NAMES, tmp_path)
+
+
+def test_unknown_voxel_size_is_said_on_saving(tmp_path, heart):
+    work = Annotator(replace(heart, spacing_mm=None, affine=None), NAMES, tmp_path)
+    work.record(marks(heart.image.shape, c0=3, c1=3))
+    work.controls.save.click()
+    assert "neither affine nor spacing_mm" in work.controls.status.value
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# ---- the widget
+
+
+def test_pens_and_their_colours(tmp_path, heart):
+    work = Annotator(heart, NAMES, tmp_path)
+    pens = work.controls.pens
+    assert [pen.style.button_color for pen in pens[:4]] == ["#FFFFFF", *CLASS_COLOURS[:3]]
+    for number, value in ((0, 1), (3, 4), (4, 0)):
+        pens[number].click()
+        assert work.page.view.opts.pen_value == value
+        assert [pen.description.startswith("✎") for pen in pens].index(True) == number
+    lut = np.array(work.page.view.draw_lut.lut).reshape(-1, 4)
+    assert [f"#{r:02X}{g:02X}{b:02X}" for r, g, b, _ in lut[1:5]] == ["#FFFFFF", *CLASS_COLOURS[:3]] and lut[0, 3] == 0
+    mask = np.array(work.page.mask.colormap_label.lut).reshape(-1, 4)
+    assert [f"#{r:02X}{g:02X}{b:02X}" for r, g, b, _ in mask[1:4]] == list(CLASS_COLOURS[:3]) and mask[0, 3] == 0
+
+
+def test_a_drawing_arrives_and_undo_takes_it_back(tmp_path, heart):
+    work = Annotator(heart, NAMES, tmp_path)
+    sent = []
+    work.page.view.send = lambda content, buffers=(): sent.append((content["type"], *map(bytes, buffers)))
+    work.page.shown = True
+    first, second = marks(heart.image.shape, c1=4), marks(heart.image.shape, c1=4, c0=5)
+    for drawn in (first, second):
+        work.page.ask()
+        work.page.view.draw_bitmap = bitmap_of(drawn, work.page.grid)
+    assert {kind for kind, *_ in sent} == {"set_drawing_enabled"}, "the page's own drawing came back to it"
+    assert "Not yet: Myo, LV" in work.controls.status.value and "on slices 1." in work.controls.status.value
+    assert [pen.description for pen in work.controls.pens[:2]] == ["background · 5", "✎ RV · 4"]
+    work.controls.undo.click()
+    assert np.array_equal(work.scribble, second), "undo has to wait for strokes that are on their way"
+    work.page.view.draw_bitmap = bitmap_of(second, work.page.grid)
+    np.testing.assert_array_equal(work.scribble, first)
+    assert sent[-1] == ("buffer_change", bitmap_of(first, work.page.grid).tobytes())
+    assert work.controls.save.button_style == "warning"
+
+
+def test_a_page_that_is_loaded_again_gets_the_drawing(tmp_path, heart):
+    work = Annotator(heart, NAMES, tmp_path)
+    drawn = marks(heart.image.shape, c1=4)
+    work.record(drawn)
+    sent = []
+    work.page.view.send = lambda content, buffers=(): sent.append(bytes(buffers[0]) if buffers else content["type"])
+    work.page.shown = True
+    work._loaded()
+    work.page.view.draw_bitmap = np.zeros(np.prod(work.page.grid.shape), np.uint8)  # a fresh page has none
+    np.testing.assert_array_equal(work.scribble, drawn)
+    assert sent == ["set_drawing_enabled", bitmap_of(drawn, work.page.grid).tobytes()]
+
+
+def test_slider_and_wheel_keep_step(tmp_path, heart):
+    work = Annotator(heart, NAMES, tmp_path)
+    sent = []
+    work.page.view.send = lambda content, buffers=(): sent.append(content["data"])
+    work.page.shown = True
+    work.controls.slice.value = 5
+    assert sent == [[0, 0, 2]]
+    work.page._moved({"vox": [0, 0, 5]})  # the page's answer
+    work.page._moved({"vox": [0, 0, 1]})  # the wheel
+    assert work.controls.slice.value == 1 and len(sent) == 1
+
+
+# ---- learning
+
+
+def test_learn_finds_the_heart(tmp_path, heart):
+    drawn = np.where(heart.scribble == 4, IGNORE, heart.scribble).astype(np.uint8)
+    drawn[::2] = IGNORE
+    shown = []
+    mask, _ = learn(open_desk(heart, NAMES, tmp_path), drawn, lambda state, mask: shown.append((state.step, mask)),
+                    size=48, iterations=60)
+    assert mask.shape == heart.image.shape and mask.dtype == np.uint8
+    assert np.mean([dice(mask == c, heart.label == c) for c in (1, 2, 3)]) > 0.4
+    assert [step for step, _ in shown] == [*range(5, 61, 5)] and shown[0][1] is not None
+
+
+def test_learning_never_sees_a_label(tmp_path, heart):
+    drawn = marks(heart.image.shape, c0=9, c1=9)
+    masks = [learn(open_desk(replace(heart, label=label, scribble=label), NAMES, tmp_path), drawn, **FAST)[0]
+             for label in (heart.label, 3 - heart.label)]
+    np.testing.assert_array_equal(*masks)  # nor does a second training remember the first
+
+
+def test_stop_keeps_what_was_learnt(tmp_path, heart):
+    stop, drawn = threading.Event(), marks(heart.image.shape, c0=9, c1=9)
+    mask, state = learn(open_desk(heart, NAMES, tmp_path), drawn,
+                        lambda state, mask: stop.set() if state.step == 4 else None, stop, **FAST)
+    assert state.step == 6 and mask.shape == heart.image.shape
+
+
+def test_train_in_the_background_then_save_and_predict(tmp_path, heart):
+    path = store(tmp_path / "heart.nii.gz", (1000 * heart.image).astype(np.int16), ornt=((1, -1), (2, 1), (0, 1)))
+    work = Annotator(path, NAMES, tmp_path / "out", **FAST)
+    work.record(marks(heart.image.shape, c0=9, c1=9))
+    work.controls.train.click()
+    assert work.controls.train.disabled and not work.controls.stop.disabled
+    work.thread.join(60)
+    assert "Done after 6 iterations" in work.controls.status.value and not work.controls.train.disabled
+    work.controls.save.click()
+    mask, scan = nib.load(tmp_path / "out/masks/heart.nii.gz"), nib.load(path)
+    assert mask.shape == scan.shape and np.array_equal(mask.affine, scan.affine)
+    predict_files(tmp_path / "out/models/heart.pt", path, tmp_path / "again.nii.gz")
+    np.testing.assert_array_equal(nib.load(tmp_path / "again.nii.gz").dataobj, mask.dataobj)
+
+
+def test_the_page_for_users_runs(tmp_path, heart, root):
+    "annotate.ipynb: first as it is, then with a scan of one's own."
+    own = {"scan": str(store(tmp_path / "a.nii.gz", heart.image)), "classes": "background, liver ,spleen",
+           "folder": str(tmp_path / "out")}
+    cells = nbformat.read(root / "nbs/annotate.ipynb", as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    save = ("annotator.record(0 * annotator.scribble + 255)\nannotator.scribble[0, 0, 0] = 1\n"
+            "print(annotator.save(), annotator.desk.labels.names)")
+    given = "\n".join(f"{name} = {value!r}" for name, value in own.items())
+    notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, (*code, save, given, code[1], save))])
+    home = tmp_path / "clone/nbs"
+    home.mkdir(parents=True)
+    NotebookClient(notebook, kernel_name="python3", timeout=60, resources={"metadata": {"path": str(home)}}).execute()
+    assert "jupyter.widget-view" in str(notebook.cells[1].outputs)
+    first, second = (notebook.cells[k].outputs[0].text.strip() for k in (2, 5))
+    assert first.endswith("runs/annotated/scribbles/patient001_frame01.nii.gz ('background', 'RV', 'Myo', 'LV')")
+    assert second.endswith("out/scribbles/a.nii.gz ('background', 'liver', 'spleen')")
