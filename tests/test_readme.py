@@ -2,6 +2,10 @@
 
 import re
 
+from attenscribble.data.phantom import phantom
+from attenscribble.experiment import annotator
+from attenscribble.experiment.desk import open_desk
+from attenscribble.experiment.inference import save_volume
 from attenscribble.experiment.tables import (
     compare,
     describe,
@@ -12,10 +16,27 @@ from attenscribble.experiment.tables import (
 )
 
 
-def test_the_thirty_second_example_runs_and_reaches_every_parameter(root):
-    (code,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.S)
+def run(root, heading: str) -> dict:
+    "The names that the Python under a heading leaves behind."
+    section = (root / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.S)
     namespace: dict = {}
     exec(compile(code, "README.md", "exec"), namespace)
+    return namespace
+
+
+def test_the_annotators_example_opens_a_scan(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    heart = next(phantom(patients=1, side=48, slices=3).cases())
+    save_volume(heart.image, heart, tmp_path / "scan.nii.gz")
+    opened = []
+    monkeypatch.setattr(annotator, "open_desk", lambda *given: opened.append(open_desk(*given)) or opened[-1])
+    run(root, "Draw in the notebook")
+    assert opened[0].labels.names == ("background", "liver", "spleen") and opened[0].root == tmp_path / "annotated"
+
+
+def test_the_thirty_second_example_runs_and_reaches_every_parameter(root):
+    namespace = run(root, "Thirty seconds of Python")
     gradients = {name: p.grad for name, p in namespace["model"].named_parameters()}
     silent = [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()]
     assert namespace["loss"].isfinite() and not silent
