@@ -281,13 +281,14 @@ def test_a_drawing_arrives_and_undo_takes_it_back(tmp_path, heart):
     work.page.view.send = lambda content, buffers=(): sent.append((content["type"], *map(bytes, buffers)))
     work.page.shown = True
     first, second = marks(heart.image.shape, c1=4), marks(heart.image.shape, c1=4, c0=5)
-    for drawn in (first, second):
-        work.page.ask()
-        work.page.view.draw_bitmap = bitmap_of(drawn, work.page.grid)
+    work.page.ask()
+    work.page.view.draw_bitmap = bitmap_of(first, work.page.grid)
+    work.page.ask()
+    work.controls.undo.click()  # the second stroke is still on its way
+    work.page.view.draw_bitmap = bitmap_of(second, work.page.grid)
     assert {kind for kind, *_ in sent} == {"set_drawing_enabled"}, "the page's own drawing came back to it"
     assert "Not yet: Myo, LV" in work.controls.status.value and "on slices 1." in work.controls.status.value
     assert [pen.description for pen in work.controls.pens[:2]] == ["background · 5", "✎ RV · 4"]
-    work.controls.undo.click()
     assert np.array_equal(work.scribble, second), "undo has to wait for strokes that are on their way"
     work.page.view.draw_bitmap = bitmap_of(second, work.page.grid)
     np.testing.assert_array_equal(work.scribble, first)
@@ -318,6 +319,11 @@ def test_slider_and_wheel_keep_step(tmp_path, heart):
     work.page._moved({"vox": [0, 0, 5]})  # the page's answer
     work.page._moved({"vox": [0, 0, 1]})  # the wheel
     assert work.controls.slice.value == 1 and len(sent) == 1
+    work.controls.slice.value, work.controls.slice.value = 2, 4
+    work.page._moved({"vox": [0, 0, 2]})
+    assert work.controls.slice.value == 4, "an answer that came late pulled the slider back"
+    work.page._moved({"vox": [0, 0, 4]})
+    assert work.controls.slice.value == 4 and sent[1:] == [[0, 0, 1], [0, 0, 2]]
 
 
 # ---- learning
@@ -344,7 +350,7 @@ def test_learning_never_sees_a_label(tmp_path, heart):
 def test_stop_keeps_what_was_learnt(tmp_path, heart):
     stop, drawn = threading.Event(), marks(heart.image.shape, c0=9, c1=9)
     mask, state = learn(open_desk(heart, NAMES, tmp_path), drawn,
-                        lambda state, mask: stop.set() if state.step == 4 else None, stop, **FAST)
+                        lambda state, mask: stop.set() if state.step == 4 else None, stop, **FAST | {"iterations": 20})
     assert state.step == 6 and mask.shape == heart.image.shape
 
 
