@@ -337,7 +337,7 @@ def test_learn_finds_the_heart(tmp_path, heart):
                     size=48, iterations=60)
     assert mask.shape == heart.image.shape and mask.dtype == np.uint8
     assert np.mean([dice(mask == c, heart.label == c) for c in (1, 2, 3)]) > 0.4
-    assert [step for step, _ in shown] == [*range(5, 61, 5)] and shown[0][1] is not None
+    assert [step for step, _ in shown] == [*range(10, 61, 10)] and shown[0][1] is not None
 
 
 def test_learning_never_sees_a_label(tmp_path, heart):

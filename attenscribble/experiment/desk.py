@@ -172,7 +172,7 @@ def save_learnt(
 
 # %% ../../nbs/experiment/47_desk.ipynb #74124e18
 QUICK: dict[str, Any] = {"method": "gated-crf", "profile": "mini", "size": 96, "batch": 4, "iterations": 300,
-                         "lr": 0.05, "log_every": 5}
+                         "lr": 0.05, "log_every": 10}
 LIVE = 0.2  # λ: share of the time that masks on the way may take
 
 
@@ -218,7 +218,7 @@ def learn(
             raise Stopped
         if began >= due:
             mask = segment(state)
-            due = began + max(1.0, (time.monotonic() - began) / LIVE)
+            due = began + max(2.0, (time.monotonic() - began) / LIVE)
         show(state, mask)
 
     try:

@@ -286,7 +286,7 @@ assert check(desk.root).fine
 # %%
 #| export
 QUICK: dict[str, Any] = {"method": "gated-crf", "profile": "mini", "size": 96, "batch": 4, "iterations": 300,
-                         "lr": 0.05, "log_every": 5}
+                         "lr": 0.05, "log_every": 10}
 LIVE = 0.2  # λ: share of the time that masks on the way may take
 
 
@@ -332,7 +332,7 @@ def learn(
             raise Stopped
         if began >= due:
             mask = segment(state)
-            due = began + max(1.0, (time.monotonic() - began) / LIVE)
+            due = began + max(2.0, (time.monotonic() - began) / LIVE)
         show(state, mask)
 
     try:
