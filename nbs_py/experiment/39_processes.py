@@ -148,6 +148,10 @@ def joined(
 
 # %%
 #| export
+# text and line end in one piece, or lines of two processes run into each other on the pipe that they share
+WHOLE_LINES = "import sys; sys.stdout.reconfigure(line_buffering=True)\n"
+
+
 def launched(
     count: int,  # processes on this machine
     code: str,  # Python, run in each of them
@@ -159,7 +163,7 @@ def launched(
     the first traceback when one fails. When the iterator is closed or interrupted, all of them are ended."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
-               "--no-python", sys.executable, "-u", "-c", code, *arguments]
+               "--no-python", sys.executable, "-c", WHOLE_LINES + code, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
                                start_new_session=True)
