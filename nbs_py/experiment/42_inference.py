@@ -21,7 +21,7 @@
 # %%
 #| export
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -400,6 +400,20 @@ def save_mask(
     return save_volume(np.array(values, np.uint8)[mask] if values else mask, case, path)
 
 
+def write_whole(
+    path: Path,
+    write: Callable[[Path], object],  # writes the file it is given
+) -> None:
+    "Write beside the place and rename, so that a reader never meets half a file."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save_volume(
     volume: np.ndarray,  # [Z,Y,X], or [C,Z,Y,X] for a fourth axis in the file
     case: Case,  # whose scan it is
@@ -414,13 +428,7 @@ def save_volume(
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"path: found {path.name}, expected a name that ends in .nii or .nii.gz")
     picture = as_picture(volume, case)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        nib.save(picture, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda new: nib.save(picture, new))
     return path
 
 
@@ -577,12 +585,13 @@ def predict_files(
     scans = find_scans(source, facts["channels"])
     files = {name: _outputs(name, Path(target), Path(source), probabilities, uncertainty) for name in scans}
     _check_files(scans, files, overwrite)
-    home = next(model.parameters()).device
+    home, maps = next(model.parameters()).device, probabilities or uncertainty
     for name, images in tqdm(scans.items(), desc="scans"):
         case = read_scan(images, **facts["reading"])
-        mask, probs = predict_volume(
-            model, case.image, size=config.size, batch_size=batch_size, device=home, flips=flips, probabilities=True,
+        found = predict_volume(
+            model, case.image, size=config.size, batch_size=batch_size, device=home, flips=flips, probabilities=maps,
             autocast=choose_precision(config.precision, home), back=config.eval_resize)
+        mask, probs = found if maps else (found, None)
         if probabilities:
             save_volume(probs, case, files[name]["probabilities"])
         if uncertainty:

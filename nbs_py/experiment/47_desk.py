@@ -20,7 +20,6 @@
 # %%
 #| export
 import json
-import os
 import re
 import shutil
 import threading
@@ -45,10 +44,11 @@ from attenscribble.data.folder import (
 )
 from attenscribble.data.scans import Case, DataError, Dataset, read_nifti
 from attenscribble.experiment.config import Config
-from attenscribble.experiment.inference import predict_volume, save_mask, save_volume
+from attenscribble.experiment.inference import predict_volume, save_mask, save_volume, write_whole
 from attenscribble.experiment.training import Training, choose_precision, train
 
 # %%
+import os
 import tempfile
 from itertools import pairwise
 
@@ -224,7 +224,7 @@ def save_desk(
     said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     known = {"labels": dict(zip(desk.labels.names, desk.labels.drawn, strict=True)), "ignore": desk.labels.ignore}
     if known.keys() - said.keys():
-        _write(path, lambda new: new.write_text(json.dumps(said | known | said, indent=1), encoding="utf-8"))
+        write_whole(path, lambda new: new.write_text(json.dumps(said | known | said, indent=1), encoding="utf-8"))
     return desk.scribble
 
 
@@ -232,20 +232,9 @@ def _copy(source: Path, target: Path) -> None:
     "Copy a scan, unless it is there already."
     target = target.with_suffix("") if source.suffix == ".nii" else target
     if not target.is_file():
-        _write(target, lambda new: shutil.copyfile(source, new))
+        write_whole(target, lambda new: shutil.copyfile(source, new))
     elif target.read_bytes() != source.read_bytes():
         raise DataError(target, "another scan of this name", f"a copy of {source}, or another folder")
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    "Write beside the place and rename."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(new)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def save_learnt(
