@@ -51,6 +51,13 @@ def test_an_error_of_any_process_is_shown(tmp_path):
                          "import time; time.sleep(60)"))
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_lines_of_two_processes_stay_whole(unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)  # with it, Python writes each line end by itself
+    code = "import os\nfor i in range(2000): print(f'line {i} of {os.environ[\"RANK\"]} ends')"
+    assert sorted(launched(2, code)) == sorted(f"line {i} of {rank} ends" for i in range(2000) for rank in range(2))
+
+
 def test_closing_ends_all_processes():
     lines = launched(2, "import os, time; print(os.getpid(), flush=True); time.sleep(300)")
     numbers = [int(line) for line in islice((line for line in lines if line.isdigit()), 2)]

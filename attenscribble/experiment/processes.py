@@ -93,8 +93,9 @@ def joined(
         dist.destroy_process_group()
 
 # %% ../../nbs/experiment/39_processes.ipynb #cd843115
-# text and line end in one piece, or lines of two processes run into each other on the pipe that they share
-WHOLE_LINES = "import sys; sys.stdout.reconfigure(line_buffering=True)\n"
+# text and line end in one piece, or lines of two processes run into each other on the pipe that they share: flushed
+# at each line end, and never "unbuffered", which in Python writes the line end by itself
+WHOLE_LINES = "import sys; sys.stdout.reconfigure(line_buffering=True, write_through=False)\n"
 
 
 def launched(

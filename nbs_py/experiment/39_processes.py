@@ -148,8 +148,9 @@ def joined(
 
 # %%
 #| export
-# text and line end in one piece, or lines of two processes run into each other on the pipe that they share
-WHOLE_LINES = "import sys; sys.stdout.reconfigure(line_buffering=True)\n"
+# text and line end in one piece, or lines of two processes run into each other on the pipe that they share: flushed
+# at each line end, and never "unbuffered", which in Python writes the line end by itself
+WHOLE_LINES = "import sys; sys.stdout.reconfigure(line_buffering=True, write_through=False)\n"
 
 
 def launched(
