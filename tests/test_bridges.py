@@ -14,7 +14,7 @@ from attenscribble.data.phantom import phantom
 from attenscribble.experiment.config import PROFILES, Config
 from attenscribble.experiment.runs import run_experiment
 from attenscribble.experiment.training import load_model
-from attenscribble.method.network import UNet2d
+from attenscribble.method.network import Dropout, UNet2d
 from attenscribble.method.objective import METHODS, AslSwitches, Evidence, MethodSwitches, Objective, attention_of
 from attenscribble.method.other_networks import Adapter, Layer, build_network, layers_of, main_answer, network_named
 from attenscribble.method.ssa import AttendedLayer, attach
@@ -235,6 +235,23 @@ def test_a_run_names_its_network(tmp_path, own_cache):
     assert torch.equal(model(image), outcome.model(image))
 
 
+@pytest.mark.parametrize("method", ["ours", "pce"])
+def test_options_of_our_own_network(method, tmp_path):
+    config = Config.from_flat(method=method, net_options='{"channels": [4, 8, 8, 8, 8], "dropout": [0, 0, 0, 0, 0]}')
+    model = build_network(METHODS[method], 1, 4, config)
+    assert model.head.in_channels == 4 and not any(isinstance(part, Dropout) for part in model.modules())
+    assert config.run_id != Config.from_flat(method=method).run_id
+    assert any(isinstance(part, Dropout) for part in build_network(METHODS[method], 1, 4, Config.from_flat()).modules())
+
+
+def test_a_layer_that_is_not_there_leaves_no_folder(tmp_path):
+    config = Config.from_flat(ssa_layer="encoder.9", data_patients=5, data_side=32, data_slices=2, size=32,
+                              asl_radius=1, output=str(tmp_path))
+    with pytest.raises(ValueError, match=r"encoder\.9"):
+        run_experiment(config)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_torchvision_network_by_name(torchvision_segmentation):
     config = ours_with("torchvision.models.segmentation:lraspp_mobilenet_v3_large", "backbone.3")
     model = build_network(METHODS["ours"], 1, 4, config).eval()
@@ -257,7 +274,10 @@ def test_only_what_declares_itself_a_network_is_called(tmp_path):
 
 @pytest.mark.parametrize("given,message", [
     ({"net_options": "{'a'"}, "net_options: found .*Expecting"),
-    ({"net_options": {"a": 1}}, "found options without a network"),
+    ({"net_options": {"a": 1}}, r'net_options: the U-Net refuses {"a": 1}: .*\'a\''),
+    ({"net_options": {"classes": 3}}, "net_options: the U-Net refuses .*multiple values"),
+    ({"net_options": {"dropout": [0, 0]}}, "net_options: the U-Net refuses .*dropout: got .*expected 5 numbers"),
+    ({"net_options": {"dropout": [0] * 5}, "method": "dual-branch"}, "net_options: method 'dual-branch' has a network"),
     ({"net_name": "torch.nn:ReLU", "method": "dual-branch"}, "method 'dual-branch' has a network of its own"),
 ])
 def test_settings_that_make_no_network(given, message):

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from ..book import class_colour
+from .network import UNet2d
 from .objective import (Method, MethodSwitches, NetSwitches, unet, unet_with_attention,
                                             with_attention)
 
@@ -216,10 +217,16 @@ def build_network(
 
 
 def check_network(method: Method, switches: MethodSwitches) -> None:
-    "Raises ValueError for a network that cannot be found, or a method that needs its own."
-    if switches.net.name:
-        network_named(switches.net.name)
-        if method.network not in (unet, unet_with_attention):
-            raise ValueError(f"net_name: method {method.name!r} has a network of its own, expected none for it")
-    elif switches.net.options:
-        raise ValueError("net_options: found options without a network, expected net_name as well")
+    "Raises ValueError for a network that cannot be found, options it does not have, or a method that needs its own."
+    name, options = switches.net.name, switches.net.options
+    if name:
+        network_named(name)
+    if (name or options) and method.network not in (unet, unet_with_attention):
+        raise ValueError(f"{'net_name' if name else 'net_options'}: method {method.name!r} has a network of its own, "
+                         "expected none for it")
+    if options and not name:
+        try:
+            with torch.device("meta"):  # no weights are drawn
+                UNet2d(1, 2, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"net_options: the U-Net refuses {json.dumps(options)}: {error}") from None

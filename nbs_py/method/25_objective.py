@@ -146,7 +146,7 @@ class NetSwitches(Switches):
     "Switches of the network."
 
     name: str = Field("", description="a network from elsewhere, as package.module:Name; empty: the U-Net")
-    options: dict[str, Any] = Field({}, description="its keywords, as JSON; channels and classes are known")
+    options: dict[str, Any] = Field({}, description="its keywords as JSON; without a name, the U-Net's")
 
     @field_validator("options", mode="before")
     @classmethod
@@ -337,12 +337,12 @@ def attention_term(evidence: Evidence) -> Tensor:
 #| export
 def unet(in_channels: int, classes: int, switches: MethodSwitches) -> nn.Module:
     "The plain backbone."
-    return UNet2d(in_channels, classes)
+    return UNet2d(in_channels, classes, **switches.net.options)
 
 
 def unet_with_attention(in_channels: int, classes: int, switches: MethodSwitches) -> nn.Module:
     "The backbone with spatial self-attention on the layer that `switches.ssa` names."
-    return with_attention(UNet2d(in_channels, classes), switches.ssa)
+    return with_attention(unet(in_channels, classes, switches), switches.ssa)
 
 
 def with_attention(model: nn.Module, ssa: SsaSwitches) -> nn.Module:

@@ -33,6 +33,7 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from attenscribble.book import class_colour
+from attenscribble.method.network import UNet2d
 from attenscribble.method.objective import (Method, MethodSwitches, NetSwitches, unet, unet_with_attention,
                                             with_attention)
 
@@ -50,7 +51,7 @@ from attenscribble.data.batches import SliceStore, batches
 from attenscribble.data.phantom import phantom
 from attenscribble.method.asl import attentive_similarity_loss
 from attenscribble.method.mcrf import masked_crf_loss
-from attenscribble.method.network import UNet2d, field_width, plot_field, receptive_fields
+from attenscribble.method.network import field_width, plot_field, receptive_fields
 from attenscribble.method.objective import METHODS, AslSwitches, Evidence, Objective, SsaSwitches
 from attenscribble.method.pce import partial_cross_entropy
 from attenscribble.method.ssa import attach
@@ -429,7 +430,8 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that
 # ```
 #
 # Its keywords are given as JSON, `net_options='{"features": [16, 32, 64, 128, 256, 16]}'`; channels and classes are filled in where
-# its signature asks for them, and pretrained weights are left out unless they are named.
+# its signature asks for them, and pretrained weights are left out unless they are named. Without a name they are keywords of the
+# [U-Net](20_network.ipynb): `net_options='{"dropout": [0, 0, 0, 0, 0]}'`.
 
 # %% [markdown]
 # A checkpoint names its network too, and a checkpoint may come from a stranger. So only what *declares* itself a network is called: a
@@ -501,13 +503,19 @@ def build_network(
 
 
 def check_network(method: Method, switches: MethodSwitches) -> None:
-    "Raises ValueError for a network that cannot be found, or a method that needs its own."
-    if switches.net.name:
-        network_named(switches.net.name)
-        if method.network not in (unet, unet_with_attention):
-            raise ValueError(f"net_name: method {method.name!r} has a network of its own, expected none for it")
-    elif switches.net.options:
-        raise ValueError("net_options: found options without a network, expected net_name as well")
+    "Raises ValueError for a network that cannot be found, options it does not have, or a method that needs its own."
+    name, options = switches.net.name, switches.net.options
+    if name:
+        network_named(name)
+    if (name or options) and method.network not in (unet, unet_with_attention):
+        raise ValueError(f"{'net_name' if name else 'net_options'}: method {method.name!r} has a network of its own, "
+                         "expected none for it")
+    if options and not name:
+        try:
+            with torch.device("meta"):  # no weights are drawn
+                UNet2d(1, 2, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"net_options: the U-Net refuses {json.dumps(options)}: {error}") from None
 
 
 # %%
