@@ -30,7 +30,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -78,6 +78,10 @@ def nanoseconds(function, pixels, repeats=7):
 # compiler, or where something fails, the answer is `None` and the caller takes its PyTorch form. The environment variable
 # `ATTENSCRIBBLE_NATIVE=0` asks for that.
 
+# %% [markdown]
+# **Whole or not at all.** What is kept may be read by another process while it is written, or be half there when the power goes. So every
+# file of this package is written beside its place and renamed: a rename is one step, and an error leaves what was there.
+
 # %%
 #| export
 def cache_folder() -> Path:
@@ -85,6 +89,33 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ATTENSCRIBBLE_CACHE") or user_cache_dir("attenscribble"))
 
 
+def write_whole(
+    path: Path,  # a file or a folder; its parent is made if it is not there
+    write: Callable[[Path], object],  # writes what it is given: a place beside it, with the same ending
+) -> None:
+    "Write beside the place and rename, so that a reader never meets a half, and an error leaves what was there."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        part.unlink(missing_ok=True)
+
+
+# %%
+place = Path(tempfile.mkdtemp()) / "kept/log.csv"
+write_whole(place, lambda new: new.write_text("step,loss"))
+try:
+    write_whole(place, lambda new: (new.write_text("st"), 1 / 0))
+except ZeroDivisionError:
+    assert place.read_text() == "step,loss" and list(place.parent.iterdir()) == [place]
+
+
+# %%
+#| export
 @cache
 def _compiler() -> tuple[str, tuple[str, ...], bytes] | None:
     "The C compiler, its flags for this processor, and all it says of both; None without one."
@@ -103,8 +134,7 @@ def _build(source: str, target: Path, compiler: str, flags: tuple[str, ...]) -> 
     The library leaves OpenMP's functions open: they are found in the process, where PyTorch has loaded its own, so both
     share one pool of threads. Linked without -ffast-math, which would change how the process treats denormals.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         text, part, library = (Path(folder) / name for name in ("loop.c", "loop.o", "loop.so"))
         text.write_text(source)
         openmp = () if platform.system() == "Darwin" else ("-fopenmp",)  # there PyTorch's OpenMP has another name
@@ -112,7 +142,7 @@ def _build(source: str, target: Path, compiler: str, flags: tuple[str, ...]) -> 
             done = subprocess.run(step, capture_output=True, text=True)
             if done.returncode:
                 raise OSError(f"{compiler} failed: {done.stderr[-2000:]}")
-        os.replace(library, target)
+        write_whole(target, partial(shutil.copyfile, library))
 
 
 def native(

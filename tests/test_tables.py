@@ -201,6 +201,13 @@ def test_what_differs_in_more_than_the_seed_is_never_averaged(tmp_path):
     assert "rows differ in profile" in describe(read_results(tmp_path), 1)
 
 
+def test_another_network_is_said_of_a_lone_row_too(tmp_path):
+    write_result(tmp_path, "ours", settings={"net_name": "monai.networks.nets:BasicUNet"})
+    frame = compare(read_results(tmp_path), 1)
+    assert "Ours (net_name monai.networks.nets:BasicUNet)" in [*blocks(frame)["DSC"]["method"]]
+    assert "paper, net_name monai.networks.nets:BasicUNet" in results_table(tmp_path)
+
+
 def test_a_folder_or_a_setting_that_older_files_lack_separates_nothing(tmp_path):
     write_result(tmp_path, "ours", settings={"output": "a", "asl_radius": 5})
     write_result(tmp_path, "ours", seed=2, settings={"output": "b"})

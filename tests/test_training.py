@@ -14,6 +14,7 @@ from attenscribble.data.scans import DataError, Dataset, acdc, wsl4mis
 from attenscribble.experiment.config import Config
 from attenscribble.experiment.runs import run_experiment
 from attenscribble.experiment.training import load_model, start_training, train, training_patients
+from attenscribble.machine import write_whole
 from attenscribble.method.objective import METHODS, Method, Term, register, scribble_term
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -89,6 +90,36 @@ def test_loss_falls_and_the_seed_decides(hearts, method):
     values = [row[METHODS[method].terms[0].name] for row in first.log]
     assert sum(values[-5:]) < 0.8 * sum(values[:5])  # a batch's loss jumps with the slices in it
     assert torch.equal(weights(first), weights(again)) and not torch.equal(weights(first), weights(other))
+
+
+def test_a_training_begins_with_the_weights_it_is_given(hearts):
+    given = start_training(tiny(method="ustm", seed=1), hearts).model.state_dict()
+    state = start_training(tiny(method="ustm"), hearts, given)
+    for network in (state.model, state.teacher.network):
+        assert all(torch.equal(weight, given[name]) for name, weight in network.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"(?s)UNet2d.*head\.weight"):
+        train(tiny(method="pce"), hearts, weights={name: w for name, w in given.items() if name != "head.weight"})
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_written_is_there_whole_or_not_at_all(tmp_path, kind):
+    def write(place, text, fails=False):
+        if kind == "folder":
+            place.mkdir()
+            place = place / "inside"
+        place.write_text(text)
+        if fails:
+            raise ValueError(text)
+
+    path = tmp_path / "new" / "kept.csv"
+    with pytest.raises(ValueError, match="half"):
+        write_whole(path, lambda place: write(place, "half", fails=True))
+    assert list(path.parent.iterdir()) == []
+    write_whole(path, lambda place: write(place, "all"))
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(ValueError, match="half"):
+        write_whole(path, lambda place: write(place, "half", fails=True))
+    assert (path if kind == "file" else path / "inside").read_text() == "all"
 
 
 def test_attention_notes_are_logged(hearts):

@@ -8,7 +8,6 @@ __all__ = ['TIMEOUT_S', 'BLOCK', 'DOWNLOADS', 'fetch', 'Download', 'download']
 # %% ../../nbs/data/19_download.ipynb #3b6e57a7
 import os
 import re
-import shutil
 import time
 import zipfile
 from contextlib import suppress
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 from ..book import one_of
 from .datasets import SOURCES, user_folder
 from .scans import DataError
+from ..machine import write_whole
 
 # %% ../../nbs/data/19_download.ipynb #c97de8b9
 TIMEOUT_S = (10, 60)  # to connect; between two blocks
@@ -181,15 +181,11 @@ def download(
 def _unpack(file: Path) -> Path:
     "The content of a zip in a folder of its name; the folder appears when all of it is there, and the zip goes."
     folder = file.with_suffix("")
-    partial_folder = folder.with_name(f".{os.getpid()}-{folder.name}")
     try:
         with zipfile.ZipFile(file) as archive:
-            archive.extractall(partial_folder)  # reads to the end of each member, and so checks it
-        os.replace(partial_folder, folder)
+            write_whole(folder, archive.extractall)  # reads to the end of each member, and so checks it
     except zipfile.BadZipFile as error:
         file.unlink()
         raise DataError(file, f"a broken zip ({error}); deleted", "a whole one: try again") from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
     file.unlink()
     return folder

@@ -9,9 +9,7 @@ __all__ = ['SPLITS', 'export_nnunet', 'describe_dataset', 'patient_splits', 'che
 # %% ../../nbs/experiment/49_nnunet.ipynb #4439e987
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from .inference import as_picture, save_mask, save_volume
 from .metrics import POLICIES, format_table
 from .runs import headline, score, software, write_json
 from .tables import summary_of
+from ..machine import write_whole
 from ..method.objective import METHODS
 
 # %% ../../nbs/experiment/49_nnunet.ipynb #c65501a3
@@ -56,23 +55,22 @@ def export_nnunet(
         raise DataError(taken[0], "a dataset with this number", "another number, or none there")
     train, test = dataset.split(fold)
     content = describe_dataset(dataset, target, channels)
-    partial = place.with_name(f".{os.getpid()}-{place.name}")
-    try:
+
+    def write(new: Path) -> None:
         seen, cases = Counter(), {}
         for case in dataset.cases(train):
             cases.setdefault(case.patient, []).append(case.name)
-            _write_images(case, partial / "imagesTr")
-            seen.update(_write_target(case, dataset, target, partial / "labelsTr"))
+            _write_images(case, new / "imagesTr")
+            seen.update(_write_target(case, dataset, target, new / "labelsTr"))
         if absent := [dataset.class_names[k] for k in range(dataset.classes) if not seen[k]]:
             raise DataError(f"{dataset.name}: fold {fold}: {target}", f"no pixel of {', '.join(absent)}",
                             "every class in some training case: nnU-Net would never predict it")
         for case in dataset.cases(test):
-            _write_images(case, partial / "imagesTs")
-        write_json(content | {"numTraining": sum(map(len, cases.values()))}, partial / "dataset.json")
-        write_json(patient_splits(cases), partial / "splits_final.json")
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _write_images(case, new / "imagesTs")
+        write_json(content | {"numTraining": sum(map(len, cases.values()))}, new / "dataset.json")
+        write_json(patient_splits(cases), new / "splits_final.json")
+
+    write_whole(place, write)
     return place
 
 

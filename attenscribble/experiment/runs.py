@@ -11,7 +11,6 @@ __all__ = ['Outcome', 'headline', 'machine_kind', 'precision_used', 'software', 
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,8 +36,9 @@ from .inference import predict_volume, save_mask
 from .metrics import POLICIES, format_table, score_case, summarise
 from .processes import joined
 from .training import Training, choose_device, choose_precision, train, train_in_processes
-from ..machine import native, processes, rank
+from ..machine import native, processes, rank, write_whole
 from ..method.objective import attention_of, method_named
+from ..method.other_networks import build_network
 from ..method.ssa import attention_maps, plot_attention
 
 # %% ../../nbs/experiment/44_runs.ipynb #aa6c6f87
@@ -112,10 +112,9 @@ def run_folder(config: Config) -> Path:
 
 
 def write_json(content: Any, path: Path) -> Path:
-    "Write JSON under a temporary name, then rename: never half a file."
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    "Write JSON, whole or not at all."
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
 
 # %% ../../nbs/experiment/44_runs.ipynb #4c24f836
@@ -175,11 +174,12 @@ def run_experiment(
     """Train on a fold, segment its test volumes, score them, write the result.
 
     With `devices` above 1 the training runs in as many fresh processes; under `torchrun`, in those that it started.
-    Raises DataError, before anything is trained, on data that lacks what the run needs; RuntimeError when another
-    process is at work in the run folder.
+    Raises DataError, before anything is written, on data that lacks what the run needs; ValueError for
+    settings that make no network; RuntimeError when another process is at work in the run folder.
     """
     config, dataset = settle(config)
     check_scorable(dataset, config)
+    build_network(method_named(config.method), dataset.channels, dataset.classes, config)  # refused before any folder
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     with joined(config.device):
@@ -222,8 +222,7 @@ def locked_run(config: Config, dataset: Dataset, folder: Path, watch: Callable |
     write_json(result, folder / "result.json")
     (folder / "report.md").write_text(f"{outcome.report()}\n{outcome.files()}\n")
     if config.archive:
-        Path(config.archive).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "result.json", Path(config.archive) / f"{config.run_id}.json")
+        write_json(result, Path(config.archive) / f"{config.run_id}.json")
     return outcome
 
 # %% ../../nbs/experiment/44_runs.ipynb #a9960019

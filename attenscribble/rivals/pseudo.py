@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.batches import SliceStore, resize_image
-from ..machine import cache_folder, share_of
+from ..machine import cache_folder, share_of, write_whole
 from attenscribble.method.objective import (
     SEGMENTATION,
     Evidence,
@@ -117,10 +117,7 @@ def _cached(job: tuple[np.ndarray, np.ndarray], make: partial, folder: Path) -> 
             return file["labels"]
     except (OSError, ValueError, KeyError, EOFError):
         labels = make(image, scribble)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(partial_path, labels=labels)
-    os.replace(partial_path, path)
+    write_whole(path, partial(np.savez_compressed, labels=labels))
     return labels
 
 

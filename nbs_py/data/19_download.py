@@ -21,7 +21,6 @@
 #| export
 import os
 import re
-import shutil
 import time
 import zipfile
 from contextlib import suppress
@@ -37,6 +36,7 @@ from tqdm.auto import tqdm
 from attenscribble.book import one_of
 from attenscribble.data.datasets import SOURCES, user_folder
 from attenscribble.data.scans import DataError
+from attenscribble.machine import write_whole
 
 # %%
 import hashlib
@@ -373,16 +373,12 @@ def download(
 def _unpack(file: Path) -> Path:
     "The content of a zip in a folder of its name; the folder appears when all of it is there, and the zip goes."
     folder = file.with_suffix("")
-    partial_folder = folder.with_name(f".{os.getpid()}-{folder.name}")
     try:
         with zipfile.ZipFile(file) as archive:
-            archive.extractall(partial_folder)  # reads to the end of each member, and so checks it
-        os.replace(partial_folder, folder)
+            write_whole(folder, archive.extractall)  # reads to the end of each member, and so checks it
     except zipfile.BadZipFile as error:
         file.unlink()
         raise DataError(file, f"a broken zip ({error}); deleted", "a whole one: try again") from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
     file.unlink()
     return folder
 

@@ -19,14 +19,14 @@
 # %%
 #| export
 import json
-import os
 import pickle
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from attenscribble.data.folder import drawn_slices
 from attenscribble.data.scans import DataError, Dataset
 from attenscribble.experiment.config import Config
 from attenscribble.experiment.processes import joined, launched, share_statistics
-from attenscribble.machine import processes, rank, split, whole
+from attenscribble.machine import processes, rank, split, whole, write_whole
 from attenscribble.method.objective import Evidence, Objective, attention_of, method_named
 from attenscribble.method.other_networks import build_network
 from attenscribble.method.pce import partial_cross_entropy
@@ -180,9 +180,7 @@ class Training:
                  "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds,
                  "best": self.best, "log": self.log, "random": {"torch": torch.get_rng_state(), "cuda": cuda}}
         state |= {name: part.state_dict() for name, part in self.companions().items()}
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        write_whole(path, partial(torch.save, state))
 
     def companions(self) -> dict[str, Any]:
         "Teacher and guessed labels, where the method has them: what changes during a run besides the network."
@@ -205,12 +203,18 @@ class Training:
             torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), self.device)
 
 
-def start_training(config: Config, dataset: Dataset) -> Training:
-    "A fresh state: seeded weights on the device, in channels-last layout; a teacher starts as the network's copy."
+def start_training(
+    config: Config,
+    dataset: Dataset,
+    weights: Mapping[str, Tensor] | None = None,  # of such a network; None: drawn by the seed
+) -> Training:
+    "A fresh state: weights on the device, in channels-last layout; a teacher starts as the network's copy."
     device, method = choose_device(config.device), method_named(config.method)
     random.seed(config.seed)
     torch.manual_seed(config.seed)
     model = build_network(method, dataset.channels, dataset.classes, config)
+    if weights is not None:
+        model.load_state_dict(weights)
     model = model.to(device, memory_format=torch.channels_last)
     if processes() > 1:
         model = share_statistics(model)
@@ -241,7 +245,7 @@ def read_checkpoint(
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # the dataset's `facts`, and everything
     "A checkpoint's content; no facts in one of an older version. Raises DataError for what is no checkpoint."
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True, mmap=True)  # tensors are read when used
         state["config"], state["model"]
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise DataError(path, f"no checkpoint ({type(error).__name__})", "checkpoint.pt of a run folder") from error
@@ -358,11 +362,13 @@ def train(
     dataset: Dataset,
     folder: Path | None = None,  # run folder for checkpoint and log; None: nothing is written
     watch: Callable[[Training], None] | None = None,  # called after each row of the log
+    weights: Mapping[str, Tensor] | None = None,  # a network's `state_dict` to begin with; None: drawn by the seed
 ) -> Training:
     """Train a method on the training side of a fold.
 
-    Raises FloatingPointError when the loss is no number, ValueError when a batch is too small for its processes."""
-    state, method = start_training(config, dataset), method_named(config.method)
+    Raises FloatingPointError when the loss is no number, ValueError when a batch is too small for its processes,
+    RuntimeError for another network's weights."""
+    state, method = start_training(config, dataset, weights), method_named(config.method)
     fit, held = training_patients(dataset, config)
     store, objective = make_store(dataset, fit, config, state.device), config.objective()
     check_batches(len(store), config)
@@ -480,9 +486,7 @@ class Progress:
 
 def write_log(rows: list[dict[str, float]], path: Path) -> None:
     "The log as CSV, one row every `log_every` iterations; replaced whole."
-    partial = path.with_suffix(".partial")
-    pd.DataFrame(rows).to_csv(partial, index=False)
-    os.replace(partial, path)
+    write_whole(path, partial(pd.DataFrame(rows).to_csv, index=False))
 
 
 # %% [markdown]

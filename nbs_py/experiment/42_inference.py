@@ -20,8 +20,7 @@
 
 # %%
 #| export
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from attenscribble.data.folder import group_modalities, list_nifti, read_scan
 from attenscribble.data.grid import three_axes
 from attenscribble.data.scans import Case, DataError, read_nifti
 from attenscribble.experiment.training import choose_precision, load_model, read_checkpoint
+from attenscribble.machine import write_whole
 
 # %%
 import tempfile
@@ -398,20 +398,6 @@ def save_mask(
     if mask.dtype != np.uint8:
         raise TypeError(f"{case.name}: mask: found {mask.dtype}, expected uint8")
     return save_volume(np.array(values, np.uint8)[mask] if values else mask, case, path)
-
-
-def write_whole(
-    path: Path,
-    write: Callable[[Path], object],  # writes the file it is given
-) -> None:
-    "Write beside the place and rename, so that a reader never meets half a file."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_volume(

@@ -21,7 +21,6 @@
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,8 +46,9 @@ from attenscribble.experiment.inference import predict_volume, save_mask
 from attenscribble.experiment.metrics import POLICIES, format_table, score_case, summarise
 from attenscribble.experiment.processes import joined
 from attenscribble.experiment.training import Training, choose_device, choose_precision, train, train_in_processes
-from attenscribble.machine import native, processes, rank
+from attenscribble.machine import native, processes, rank, write_whole
 from attenscribble.method.objective import attention_of, method_named
+from attenscribble.method.other_networks import build_network
 from attenscribble.method.ssa import attention_maps, plot_attention
 
 # %%
@@ -146,10 +146,9 @@ def run_folder(config: Config) -> Path:
 
 
 def write_json(content: Any, path: Path) -> Path:
-    "Write JSON under a temporary name, then rename: never half a file."
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    "Write JSON, whole or not at all."
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -222,11 +221,12 @@ def run_experiment(
     """Train on a fold, segment its test volumes, score them, write the result.
 
     With `devices` above 1 the training runs in as many fresh processes; under `torchrun`, in those that it started.
-    Raises DataError, before anything is trained, on data that lacks what the run needs; RuntimeError when another
-    process is at work in the run folder.
+    Raises DataError, before anything is written, on data that lacks what the run needs; ValueError for
+    settings that make no network; RuntimeError when another process is at work in the run folder.
     """
     config, dataset = settle(config)
     check_scorable(dataset, config)
+    build_network(method_named(config.method), dataset.channels, dataset.classes, config)  # refused before any folder
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     with joined(config.device):
@@ -269,8 +269,7 @@ def locked_run(config: Config, dataset: Dataset, folder: Path, watch: Callable |
     write_json(result, folder / "result.json")
     (folder / "report.md").write_text(f"{outcome.report()}\n{outcome.files()}\n")
     if config.archive:
-        Path(config.archive).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "result.json", Path(config.archive) / f"{config.run_id}.json")
+        write_json(result, Path(config.archive) / f"{config.run_id}.json")
     return outcome
 
 

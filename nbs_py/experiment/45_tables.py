@@ -20,10 +20,10 @@
 # %%
 #| export
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -38,6 +38,7 @@ from attenscribble.book import one_of
 from attenscribble.data.scans import DataError
 from attenscribble.experiment.config import PLACES, Config, notebook_settings
 from attenscribble.experiment.metrics import METRICS, POLICIES, mean_std, summarise
+from attenscribble.machine import write_whole
 from attenscribble.method.objective import METHODS
 
 # %%
@@ -258,7 +259,9 @@ def group_seeds(
     for own in map(json.loads, groups):
         alike = [other for other in map(json.loads, groups) if all(other[n] == own[n] for n in ("method", "preset"))]
         peers = [other for other in alike if other["profile"] == own["profile"]]
-        apart = [f"{n} {value}" for n, value in own.items() if any(other.get(n) != value for other in peers)]
+        other_net = ("net_name", "net_options")  # said always: the row's method is known with the U-Net
+        apart = [f"{n} {value}" for n, value in own.items()
+                 if any(other.get(n) != value for other in peers) or (n in other_net and value)]
         if len(peers) < len(alike):  # a profile stands for the many settings it fills in
             apart.insert(0, f"profile {own['profile']}")
         named[own["method"], own["preset"], ", ".join(apart)] = groups[json.dumps(own, sort_keys=True)]
@@ -607,14 +610,10 @@ def write_table(
                 for part in ([f"**{heading}**"] if heading else []) + [_markdown(_lines(cells, "---"))]]
     texts = {"md": "\n\n".join([caption, *markdown]) + "\n", "csv": flat.to_csv(index=frame.columns.nlevels > 1),
              "tex": latex_table(parts, caption, stem)}
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for suffix, text in texts.items():
-        partial = folder / f".{os.getpid()}-{stem}.{suffix}"
-        partial.write_text(text, encoding="utf-8")
-        paths.append(folder / f"{stem}.{suffix}")
-        os.replace(partial, paths[-1])
-    return paths
+    paths = {suffix: folder / f"{stem}.{suffix}" for suffix in texts}
+    for suffix, path in paths.items():
+        write_whole(path, partial(Path.write_text, data=texts[suffix], encoding="utf-8"))
+    return [*paths.values()]
 
 
 def _lines(part: pd.DataFrame, rule: str = "") -> list[list[str]]:

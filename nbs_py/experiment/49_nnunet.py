@@ -23,9 +23,7 @@
 #| export
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +39,7 @@ from attenscribble.experiment.inference import as_picture, save_mask, save_volum
 from attenscribble.experiment.metrics import POLICIES, format_table
 from attenscribble.experiment.runs import headline, score, software, write_json
 from attenscribble.experiment.tables import summary_of
+from attenscribble.machine import write_whole
 from attenscribble.method.objective import METHODS
 
 # %%
@@ -157,23 +156,22 @@ def export_nnunet(
         raise DataError(taken[0], "a dataset with this number", "another number, or none there")
     train, test = dataset.split(fold)
     content = describe_dataset(dataset, target, channels)
-    partial = place.with_name(f".{os.getpid()}-{place.name}")
-    try:
+
+    def write(new: Path) -> None:
         seen, cases = Counter(), {}
         for case in dataset.cases(train):
             cases.setdefault(case.patient, []).append(case.name)
-            _write_images(case, partial / "imagesTr")
-            seen.update(_write_target(case, dataset, target, partial / "labelsTr"))
+            _write_images(case, new / "imagesTr")
+            seen.update(_write_target(case, dataset, target, new / "labelsTr"))
         if absent := [dataset.class_names[k] for k in range(dataset.classes) if not seen[k]]:
             raise DataError(f"{dataset.name}: fold {fold}: {target}", f"no pixel of {', '.join(absent)}",
                             "every class in some training case: nnU-Net would never predict it")
         for case in dataset.cases(test):
-            _write_images(case, partial / "imagesTs")
-        write_json(content | {"numTraining": sum(map(len, cases.values()))}, partial / "dataset.json")
-        write_json(patient_splits(cases), partial / "splits_final.json")
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _write_images(case, new / "imagesTs")
+        write_json(content | {"numTraining": sum(map(len, cases.values()))}, new / "dataset.json")
+        write_json(patient_splits(cases), new / "splits_final.json")
+
+    write_whole(place, write)
     return place
 
 
