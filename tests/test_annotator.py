@@ -12,6 +12,7 @@ import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nbclient import NotebookClient
 
 from attenscribble.book import CLASS_COLOURS
@@ -21,7 +22,7 @@ from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import Case, DataError
 from attenscribble.experiment.annotator import FRAME, Annotator, bitmap_of, in_bytes, page_grid, scribble_of, to_page
 from attenscribble.experiment.check import check
-from attenscribble.experiment.desk import learn, open_desk, save_desk
+from attenscribble.experiment.desk import correct, learn, only_more, open_desk, save_desk
 from attenscribble.experiment.inference import predict_files
 from attenscribble.experiment.metrics import dice
 
@@ -386,3 +387,60 @@ def test_the_page_for_users_runs(tmp_path, heart, root):
     first, second = (notebook.cells[k].outputs[0].text.strip() for k in (2, 5))
     assert first.endswith("runs/annotated/scribbles/patient001_frame01.nii.gz ('background', 'RV', 'Myo', 'LV')")
     assert second.endswith("out/scribbles/a.nii.gz ('background', 'liver', 'spleen')")
+
+
+def test_a_correction_is_one_true_stroke_in_each_wrong_slice(heart):
+    mask = heart.label.copy()
+    mask[1:3] = 0
+    mask[3, :3, :3] = 1  # nine pixels are not worth a stroke
+    drawn = np.full(heart.label.shape, IGNORE, np.uint8)
+    drawn[0, 0, 0] = 0
+    better = correct(heart.label, drawn, mask)
+    new = (better != IGNORE) & (drawn == IGNORE)
+    assert set(np.flatnonzero(new.any((1, 2)))) == {1, 2} and better[0, 0, 0] == 0
+    assert np.array_equal(better[new], heart.label[new]) and (mask[new] != heart.label[new]).all()
+    assert all(len(set(better[z][new[z]])) == 1 for z in (1, 2)), "a stroke has one class"
+    assert (drawn != IGNORE).sum() == 1, "what was given stays as it was"
+    assert np.array_equal(correct(heart.label, drawn, mask), better)
+    assert np.array_equal(correct(heart.label, better, heart.label), better), "nothing is wrong any more"
+
+
+def test_training_goes_on_unless_a_stroke_was_taken_back(heart, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("attenscribble.experiment.annotator.learn",
+                        lambda desk, drawn, show, stop, before, **more: seen.append(before) or learn(
+                            desk, drawn, show, stop, before, **more))
+    work, shape = Annotator(heart, NAMES, tmp_path, **FAST), heart.image.shape
+    work.record(marks(shape, c0=9, c1=9))
+    work.train()
+    first = work.state
+    work.record(marks(shape, c0=9, c1=9, c2=9))  # one more
+    work.train()
+    second = work.state
+    work.record(marks(shape, c0=9, c1=8, c2=9))  # one voxel erased
+    work.train()
+    assert seen == [None, first, None]
+    work.record(marks(shape, c0=9, c2=9))  # drawn over
+    monkeypatch.setattr("attenscribble.experiment.desk.train", lambda *_, **__: 1 / 0)
+    before = work.state
+    with pytest.raises(ZeroDivisionError):
+        work.train()
+    assert work.state is before is not second and only_more(work.learnt, marks(shape, c0=9, c1=8, c2=9, c3=1))
+
+
+def test_learning_goes_on_from_the_weights_and_leaves_them(heart, tmp_path):
+    desk, drawn = open_desk(heart, NAMES, tmp_path), marks(heart.image.shape, c0=9, c1=9)
+    mask, state = learn(desk, drawn, **FAST)
+    kept = {name: value.clone() for name, value in state.model.state_dict().items()}
+    again, further = learn(desk, drawn, before=state, **FAST | {"lr": 1e-12})
+    assert state.model is not further.model
+    for name, weight in state.model.state_dict().items():
+        assert torch.equal(weight, kept[name])
+        if name.endswith("weight"):  # the running statistics move on
+            torch.testing.assert_close(weight, further.model.state_dict()[name])
+    assert further.log[0]["loss"] < state.log[0]["loss"] and again.shape == mask.shape
+
+
+def test_quick_training_drops_nothing(heart, tmp_path):
+    _, state = learn(open_desk(heart, NAMES, tmp_path), marks(heart.image.shape, c0=9, c1=9), **FAST)
+    assert not any(isinstance(part, torch.nn.Dropout) for part in state.model.modules())

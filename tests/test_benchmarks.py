@@ -12,7 +12,7 @@ from attenscribble.experiment.config import Config
 from attenscribble.method.asl import attentive_similarity_loss
 from attenscribble.method.mcrf import masked_crf_loss
 from benchmarks import __main__ as table
-from benchmarks import attentive_similarity, hd95, masked_crf, step
+from benchmarks import annotator, attentive_similarity, hd95, masked_crf, step
 from benchmarks.growth import slope
 from benchmarks.measure import Peak, Row, Taken, difference, take
 from benchmarks.pictures import MARKS, amount, draw_growth, draw_ratios, markdown, write_table
@@ -84,6 +84,15 @@ def test_the_readme_shows_the_kept_numbers(root, tmp_path):
     write_table(results, tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == f"a\n{MARKS[0]}{markdown(results)}{MARKS[1]}\nb\n"
     assert (amount(0.01234), amount(2.3456)) == ("12.3 ms", "2.35 s")
+
+
+def test_the_readme_shows_how_far_seeds_scatter(root):
+    rows = json.loads(annotator.PLACE.read_text())["rows"]
+    assert annotator.markdown(rows) in (root / "README.md").read_text(), "run python -m benchmarks.annotator"
+    assert len(rows) == len(annotator.SCANS) * len(annotator.SEEDS) * len(annotator.KINDS)
+    twins = [{"kind": kind, "rounds": [{"dsc": [seed / 10, 0.5]}] * 3} for kind in annotator.KINDS
+             for seed in (1, 3, 9)]
+    assert annotator.markdown(twins).splitlines()[2].endswith("| 0.30 0.40 0.70 | 0.30 0.40 0.70 | 0.30 0.40 0.70 |")
 
 
 def test_items_are_kept_beside_the_new_ones(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ from ..book import class_colour
 from ..data.folder import IGNORE
 from ..data.grid import PLANES, Grid
 from ..data.scans import Case, DataError
-from .desk import Desk, learn, one_scan, open_desk, save_desk, save_learnt
+from .desk import Desk, learn, one_scan, only_more, open_desk, save_desk, save_learnt
 from .training import Training
 
 # %% ../../nbs/experiment/48_annotator.ipynb #405e5064
@@ -276,6 +276,7 @@ class Annotator:
         self.settings, self.fault = settings, None
         self.mask: np.ndarray | None = None  # [Z,Y,X] uint8 class ids
         self.state: Training | None = None  # the weights behind a mask that is finished
+        self.learnt: np.ndarray | None = None  # [Z,Y,X] the strokes that they have seen
         self.stop, self.thread, self.past, self.pen = threading.Event(), None, [], 1
         try:
             self.desk = open_desk(scan, classes, folder)
@@ -372,13 +373,17 @@ class Annotator:
         return files[0]
 
     def train(self) -> np.ndarray:  # [Z,Y,X] uint8 class ids
-        "Train on what is drawn and segment; the page follows. Raises DataError if too little is drawn."
+        """Train on what is drawn and segment; the page follows. Raises DataError if too little is drawn.
+
+        It goes on from the last weights, unless a stroke that they have seen was erased or drawn over."""
         self._ready()
         self.stop.clear()
         self.controls.running(True)
-        began = time.monotonic()
+        began, drawn = time.monotonic(), self.scribble.copy()
+        before = self.state if self.learnt is not None and only_more(self.learnt, drawn) else None
         try:
-            self.mask, self.state = learn(self.desk, self.scribble.copy(), self._progress, self.stop, **self.settings)
+            self.mask, self.state = learn(self.desk, drawn, self._progress, self.stop, before, **self.settings)
+            self.learnt = drawn
             self.page.cover(self.mask)
         finally:
             self.controls.running(False)
