@@ -79,8 +79,8 @@ def nanoseconds(function, pixels, repeats=7):
 # `ATTENSCRIBBLE_NATIVE=0` asks for that.
 
 # %% [markdown]
-# **Whole or not at all.** What is kept may be read by another process while it is written, or be half there when the power goes. So every
-# file of this package is written beside its place and renamed: a rename is one step, and an error leaves what was there.
+# **Whole or not at all.** What is kept may be read by another process while it is written, or be half there when the power goes. So
+# checkpoints, results, masks and caches are written beside their place and renamed: a rename is one step, and an error leaves what was there.
 
 # %%
 #| export
