@@ -17,7 +17,7 @@ from attenscribble.book import project_root, save_figure
 from attenscribble.experiment.runs import machine_kind, software, write_json
 from benchmarks import growth
 from benchmarks.measure import Row, devices
-from benchmarks.pictures import draw_growth, draw_ratios, write_table
+from benchmarks.pictures import draw_growth, draw_ratios, markdown, write_table
 
 ITEMS = ("masked_crf", "attentive_similarity", "step", "processes", "hd95", "loading")
 
@@ -68,7 +68,7 @@ def main() -> None:
     path = root / "benchmarks" / "results.json"
     results = measured(names, path)
     write_json(results, path)
-    write_table(results, root / "README.md")
+    write_table(markdown(results), root / "README.md")
     save_figure(draw_ratios(results), root / "figures" / "benchmarks.png")
     if results["growth"]:
         save_figure(draw_growth(results["growth"]), root / "figures" / "growth.png")

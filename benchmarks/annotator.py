@@ -27,8 +27,10 @@ from attenscribble.data.simulation import simulate
 from attenscribble.experiment.desk import IGNORE, ONWARD, QUICK, correct, learn, open_desk
 from attenscribble.experiment.metrics import dice
 from attenscribble.experiment.runs import machine_kind, software, write_json
+from benchmarks.pictures import write_table
 
 PLACE = Path(__file__).parent / "annotator.json"
+MARKS = "<!-- annotator -->\n", "<!-- end of annotator -->"
 SCANS = ("phantom 6", "phantom 7", "patient041", "patient096")
 SEEDS = (1, 2, 3)
 ROUNDS = 3
@@ -40,20 +42,25 @@ KINDS = {"dropout, fresh weights": ({"net_options": {}}, False), "fresh weights"
 def scan_named(name: str) -> tuple[Case, tuple[str, ...]]:
     "A scan with dense labels and strokes on every second slice; the classes' names."
     if name.startswith("phantom"):
-        case, names = next(phantom(patients=1, seed=int(name.split()[1]), side=96).cases()), ("", "RV", "Myo", "LV")
-        drawn = simulate(case.label, "hand", classes=4, ignore=IGNORE, case=case.name, length=0.5)
+        data = phantom(patients=1, seed=int(name.split()[1]), side=96)
+        case = next(data.cases())
+        drawn = simulate(case.label, "hand", classes=data.classes, ignore=IGNORE, case=case.name, length=0.5)
     else:
-        acdc = open_dataset("acdc")
-        case, names = next(acdc.cases([name])), acdc.class_names
-        drawn = np.where(case.scribble == acdc.ignore, IGNORE, case.scribble).astype(np.uint8)
+        data = open_dataset("acdc")
+        case = next(data.cases([name]))
+        drawn = np.where(case.scribble == data.ignore, IGNORE, case.scribble).astype(np.uint8)
     drawn[1::2] = IGNORE
-    return replace(case, scribble=drawn), ("background", *names[1:])
+    return replace(case, scribble=drawn), data.class_names
+
+
+def alone() -> None:
+    "A process of its own: one thread, and no bar, since two at once tell nobody anything."
+    torch.set_num_threads(1)
+    sys.stderr = open(os.devnull, "w")
 
 
 def sitting(name: str, kind: str, seed: int) -> dict:
     "One annotator before one scan: after each round, DSC a class and the share of its strokes that the mask keeps."
-    torch.set_num_threads(1)
-    sys.stderr = open(os.devnull, "w")  # two bars at once tell nobody anything
     case, names = scan_named(name)
     drawn, rounds, classes, state = case.scribble, [], range(1, len(names)), None
     settings, goes_on = KINDS[kind]
@@ -77,7 +84,7 @@ def markdown(rows: list[dict]) -> str:
         scores = np.array([[np.mean(done["dsc"]) for done in row["rounds"]] for row in rows if row["kind"] == kind])
         cells = (" ".join(f"{v:.2f}" for v in np.quantile(column, (0, 0.5, 1))) for column in scores.T)
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -85,13 +92,14 @@ def main() -> None:
         scan_named(name)  # a scan that is not there is missed now, not in ten minutes
     jobs = list(product(SCANS, KINDS, SEEDS))
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), alone) as pool:
         rows = []
         for row in pool.map(sitting, *zip(*jobs, strict=True)):
             rows.append(row)
             print(json.dumps(row), flush=True)
     settings = {"quick": QUICK, "onward": ONWARD, "machine": machine_kind(torch.device("cpu")), "software": software()}
     write_json(settings | {"rows": rows}, PLACE)
+    write_table(markdown(rows), PLACE.parents[1] / "README.md", MARKS)
     print(markdown(rows))
 
 

@@ -31,11 +31,11 @@ def amount(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-def write_table(results: dict, readme: Path) -> None:
-    "Put the table between its marks."
-    before, _, rest = readme.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    readme.write_text(f"{before}{MARKS[0]}{markdown(results)}{MARKS[1]}{after}")
+def write_table(table: str, readme: Path, marks: tuple[str, str] = MARKS) -> None:
+    "Put a table between its marks."
+    before, _, rest = readme.read_text().partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    readme.write_text(f"{before}{marks[0]}{table}{marks[1]}{after}")
 
 
 def draw_ratios(results: dict) -> Figure:

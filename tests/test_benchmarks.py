@@ -81,7 +81,7 @@ def test_the_readme_shows_the_kept_numbers(root, tmp_path):
     results = json.loads((root / "benchmarks" / "results.json").read_text())
     assert markdown(results) in (root / "README.md").read_text(), "run python -m benchmarks"
     (tmp_path / "README.md").write_text(f"a\n{MARKS[0]}old\n{MARKS[1]}\nb\n")
-    write_table(results, tmp_path / "README.md")
+    write_table(markdown(results), tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == f"a\n{MARKS[0]}{markdown(results)}{MARKS[1]}\nb\n"
     assert (amount(0.01234), amount(2.3456)) == ("12.3 ms", "2.35 s")
 

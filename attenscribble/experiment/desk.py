@@ -158,7 +158,6 @@ def save_learnt(
     "Write mask and weights beside the strokes; the weights are a checkpoint for `attenscribble predict`."
     path = save_mask(mask, desk.case, desk.root / f"masks/{desk.name}.nii.gz", desk.labels.values)
     model = desk.root / f"models/{desk.name}.pt"
-    model.parent.mkdir(parents=True, exist_ok=True)
     state.save(model)
     return path, model
 
@@ -178,7 +177,7 @@ def only_more(
 
 
 class Stopped(Exception):
-    "Somebody pressed Stop."
+    "Somebody pressed Stop; its argument is the training so far."
 
 
 def one_scan(
@@ -208,7 +207,7 @@ def learn(
     "Train on the strokes of one scan; segment it meanwhile, and at the end."
     settings = QUICK | (ONWARD if before else {}) | settings
     config = Config.from_flat(**settings | {"dataset": "folder", "root": str(desk.root)})
-    latest, due = [], 0.0
+    due = 0.0
 
     def segment(state: Training) -> np.ndarray:
         return predict_volume(state.model, desk.case.image, size=config.size, back=config.eval_resize,
@@ -216,9 +215,9 @@ def learn(
 
     def watch(state: Training) -> None:
         nonlocal due
-        latest[:], mask, began = [state], None, time.monotonic()
+        mask, began = None, time.monotonic()
         if stop is not None and stop.is_set():
-            raise Stopped
+            raise Stopped(state)
         if began >= due:
             mask = segment(state)
             due = began + max(2.0, (time.monotonic() - began) / LIVE)
@@ -226,8 +225,8 @@ def learn(
 
     try:
         state = train(config, one_scan(desk, scribble), watch=watch, weights=before and before.model.state_dict())
-    except Stopped:
-        state = latest[0]
+    except Stopped as stopped:
+        (state,) = stopped.args
     return segment(state), state
 
 # %% ../../nbs/experiment/47_desk.ipynb #9b35c6af

@@ -248,7 +248,6 @@ def save_learnt(
     "Write mask and weights beside the strokes; the weights are a checkpoint for `attenscribble predict`."
     path = save_mask(mask, desk.case, desk.root / f"masks/{desk.name}.nii.gz", desk.labels.values)
     model = desk.root / f"models/{desk.name}.pt"
-    model.parent.mkdir(parents=True, exist_ok=True)
     state.save(model)
     return path, model
 
@@ -279,8 +278,8 @@ assert check(desk.root).fine
 # a heart of ACDC, ten iterations at a rate of 0.02 were enough to forget all strokes of two classes, and one of the two did
 # not come back in 290 more. `ONWARD` goes on at 0.004.
 #
-# `QUICK` also does without the [U-Net](../method/20_network.ipynb)'s dropout: against learning patients by heart over
-# 60 000 iterations it helps, in 300 it is mostly noise. [Below](#How-much-is-luck?) is what fresh weights and dropout do.
+# `QUICK` also does without the [U-Net](../method/20_network.ipynb)'s dropout, which is meant for 60 000 iterations over many
+# patients. [Below](#How-much-is-luck?) is what fresh weights and dropout do.
 #
 # **A mask on the way costs time.** If segmenting takes $t$ and the next mask begins $t/\lambda$ after this one began, it
 # takes a share of $t\,/\,(t/\lambda)=\lambda$. By hand: half a second for a mask and $\lambda=0.2$ give a mask every 2.5 s. A
@@ -303,7 +302,7 @@ def only_more(
 
 
 class Stopped(Exception):
-    "Somebody pressed Stop."
+    "Somebody pressed Stop; its argument is the training so far."
 
 
 def one_scan(
@@ -333,7 +332,7 @@ def learn(
     "Train on the strokes of one scan; segment it meanwhile, and at the end."
     settings = QUICK | (ONWARD if before else {}) | settings
     config = Config.from_flat(**settings | {"dataset": "folder", "root": str(desk.root)})
-    latest, due = [], 0.0
+    due = 0.0
 
     def segment(state: Training) -> np.ndarray:
         return predict_volume(state.model, desk.case.image, size=config.size, back=config.eval_resize,
@@ -341,9 +340,9 @@ def learn(
 
     def watch(state: Training) -> None:
         nonlocal due
-        latest[:], mask, began = [state], None, time.monotonic()
+        mask, began = None, time.monotonic()
         if stop is not None and stop.is_set():
-            raise Stopped
+            raise Stopped(state)
         if began >= due:
             mask = segment(state)
             due = began + max(2.0, (time.monotonic() - began) / LIVE)
@@ -351,8 +350,8 @@ def learn(
 
     try:
         state = train(config, one_scan(desk, scribble), watch=watch, weights=before and before.model.state_dict())
-    except Stopped:
-        state = latest[0]
+    except Stopped as stopped:
+        (state,) = stopped.args
     return segment(state), state
 
 

@@ -216,7 +216,6 @@ def add_score(parser: argparse.ArgumentParser) -> Run:
         config, dataset = settle(Config.from_flat(**{**pairs(given.settings), "dataset": given.dataset}))
         result = score_predictions(given.folder, dataset, config, given.method)
         folder = Path(config.archive or given.folder)
-        folder.mkdir(parents=True, exist_ok=True)
         print(f"{result_report(result)}\n{write_json(result, folder / (result['run'] + '.json'))}")
 
     return run
