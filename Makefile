@@ -3,15 +3,14 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo browser test chapter book check lab bench clean
+.PHONY: help setup demo browser test chapter sync check lab bench clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
 PINS := pyproject.toml constraints.txt
-NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/.*')
-TWINS = $(shell find nbs_py -name '*.py' -not -path '*/.*')
+LAB := $(VENV)/etc/jupyter/jupyter_server_config.json
 
 # What `make demo` ends with: the table and the files, as the executed notebook printed them.
 define SAY
@@ -43,18 +42,14 @@ browser: ## install Chromium from Debian's packages where there is none: the ann
 test: $(VENV)/test-installed ## everything that is tested, chapters included
 	@$(BIN)/python -m pytest $(ARGS)
 
-chapter: $(VENV)/test-installed ## NB=method/22_mcrf: twin and notebook into step, export the module, run it
-	@test -n "$(NB)" || { echo "which one? make chapter NB=method/22_mcrf"; exit 2; }
-	@test -e nbs/$(NB).ipynb || test -e nbs_py/$(NB).py || { echo "neither nbs/$(NB).ipynb nor nbs_py/$(NB).py"; exit 2; }
-	@$(call tidy,$(wildcard nbs/$(NB).ipynb nbs_py/$(NB).py),nbs/$(NB).ipynb)
-	@$(BIN)/nbdev_export --path nbs/$(NB).ipynb
+chapter: $(VENV)/test-installed ## NB=method/32_mcrf: into step, then run; KEEP=twin or KEEP=notebook where both were edited
+	@test -n "$(NB)" || { echo "which one? make chapter NB=method/32_mcrf"; exit 2; }
+	@$(BIN)/python tools/sync.py "$(NB)" $(if $(KEEP),--keep "$(KEEP)")
 	@$(BIN)/ruff check nbs/$(NB).ipynb
 	@$(BIN)/python -m pytest -q --durations=1 "tests/test_book.py::test_chapter_runs[$(NB)]"
 
-book: $(VENV)/test-installed ## all twins and notebooks into step, cleaned, all modules exported
-	@$(call tidy,$(NOTEBOOKS) $(TWINS),nbs)
-	@$(BIN)/nbdev_export
-	@echo "notebooks, twins and modules agree"
+sync: $(VENV)/test-installed ## all twins, notebooks and modules into step
+	@$(BIN)/python tools/sync.py
 
 check: $(VENV)/test-installed ## the quick part of the tests: style, and that notebooks, twins and modules agree
 	@$(BIN)/python -m pytest -q --durations=3 -m "not chapter" tests/test_book.py tests/test_project.py
@@ -69,33 +64,27 @@ clean: ## remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# The newer of notebook and twin rewrites the other, and a missing one is made; then outputs and stray metadata go,
-# and the twin is written anew, so that its blank lines are jupytext's and a second call changes nothing.
-tidy = $(BIN)/jupytext --quiet --sync $(1); \
-  $(BIN)/python -m nbconvert --log-level=WARN --clear-output --inplace $$(find $(2) -name '*.ipynb' -not -path '*/.*'); \
-  $(BIN)/nbdev_clean --fname $(2); \
-  $(BIN)/jupytext --quiet --sync $$(find $(2) -name '*.ipynb' -not -path '*/.*')
-
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
 	  { echo "needs Python 3.10 to 3.13, and '$(PYTHON)' is none; name one: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed: install your system's venv package" \
 	  "(Debian, Ubuntu: python3-venv) or name another Python: make setup PYTHON=/path/to/python3"; exit 1; }
 
-# Nothing outside this folder is touched: JupyterLab's cleaning on save and git's merge driver for notebooks are set up
-# here, not by nbdev_install_hooks, which edits ~/.jupyter and expects the programs on the PATH.
 # The stamps are remade whenever the pins change; `make demo` needs the first only.
 $(VENV)/core-installed: $(PINS) | $(VENV)/pyvenv.cfg
 	@echo "installing the core into $(VENV)"
-	@$(PIP) -q -c constraints.txt -e .
+	@$(PIP) -q -c constraints.txt -e ".[notebook]"
 	@touch $@
 
-$(VENV)/test-installed: $(PINS) | $(VENV)/pyvenv.cfg
+$(VENV)/test-installed: $(PINS) | $(VENV)/pyvenv.cfg $(LAB)
 	@echo "installing core, book and test packages into $(VENV)"
 	@$(PIP) -q -c constraints.txt -e ".[test]"
-	@mkdir -p $(VENV)/etc/jupyter
-	@echo '{"ContentsManager": {"pre_save_hook": "nbdev.clean.clean_jupyter"}}' > $(VENV)/etc/jupyter/jupyter_server_config.json
-	@if [ "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)" ]; then \
-	  git config merge.nbdev-merge.name "merge notebooks cell by cell"; \
-	  git config merge.nbdev-merge.driver "$(BIN)/nbdev_merge %O %A %B %P"; fi
 	@touch $(VENV)/core-installed $@
+
+# JupyterLab cleans a notebook when it saves it. Jupytext's extension is off: it would write the twin with every notebook
+# that is saved, over whatever the twin says by then; tools/sync.py looks first. All of it is set up in .venv, not by
+# nbdev-install-hooks, which edits ~/.jupyter and expects the programs on the PATH.
+$(LAB): Makefile | $(VENV)/pyvenv.cfg
+	@mkdir -p $(@D)
+	@echo '{"ContentsManager": {"pre_save_hook": "nbdev.clean.clean_jupyter"},' \
+	  '"ServerApp": {"jpserver_extensions": {"jupyterlab_jupytext": false}}}' > $@

@@ -13,13 +13,14 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from attenscribble.book import project_root, save_figure
-from attenscribble.experiment.runs import machine_kind, software, write_json
+from attenscribble.basics.drawing import save_figure
+from attenscribble.basics.files import project_root, write_json
+from attenscribble.runs.run import machine_kind, software
 from benchmarks import growth
 from benchmarks.measure import Row, devices
 from benchmarks.pictures import draw_growth, draw_ratios, markdown, write_table
 
-ITEMS = ("masked_crf", "attentive_similarity", "step", "processes", "hd95", "loading")
+ITEMS = ("masked_crf", "attentive_similarity", "step", "processes", "hd95", "loading", "imports")
 
 
 def line(row: dict) -> str:

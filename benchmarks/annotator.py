@@ -1,10 +1,10 @@
-"""How far do seeds scatter where one scan's strokes are all there is? annotator.json, and the README's table.
+"""How much does a training on one scan's strokes depend on its seed? annotator.json, and the README's table.
 
     python -m benchmarks.annotator       a quarter of an hour on two cores; needs ACDC
 
-Four scans by which none of this was chosen. A simulated annotator draws on every second slice, then twice puts
-a stroke into the largest wrong region of each slice; after each time the network learns. One thread a process: their
-number changes what is learnt, as a seed does.
+Four scans that were not used to choose any setting. A simulated annotator draws on every second slice, then twice puts
+a stroke into the largest wrong region of each slice; the network is trained after each time. One thread a process:
+the number of threads changes what is learnt, as a seed does.
 """
 
 import json
@@ -20,13 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attenscribble.annotation.session import QUICK, WARM_START, correct, learn, open_session
+from attenscribble.basics.files import write_json
 from attenscribble.data.datasets import open_dataset
+from attenscribble.data.folder import IGNORE
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import Case
 from attenscribble.data.simulation import simulate
-from attenscribble.experiment.desk import IGNORE, ONWARD, QUICK, correct, learn, open_desk
-from attenscribble.experiment.metrics import dice
-from attenscribble.experiment.runs import machine_kind, software, write_json
+from attenscribble.runs.metrics import dice
+from attenscribble.runs.run import machine_kind, software
 from benchmarks.pictures import write_table
 
 PLACE = Path(__file__).parent / "annotator.json"
@@ -53,20 +55,20 @@ def scan_named(name: str) -> tuple[Case, tuple[str, ...]]:
     return replace(case, scribble=drawn), data.class_names
 
 
-def alone() -> None:
-    "A process of its own: one thread, and no bar, since two at once tell nobody anything."
+def quiet_and_single_threaded() -> None:
+    "Begin a process: one thread, and no progress bar, since several processes would write theirs over one another."
     torch.set_num_threads(1)
     sys.stderr = open(os.devnull, "w")
 
 
-def sitting(name: str, kind: str, seed: int) -> dict:
-    "One annotator before one scan: after each round, DSC a class and the share of its strokes that the mask keeps."
+def draw_and_train(name: str, kind: str, seed: int) -> dict:
+    "Three rounds on one scan: after each, DSC of each class and the share of its strokes that the mask agrees with."
     case, names = scan_named(name)
     drawn, rounds, classes, state = case.scribble, [], range(1, len(names)), None
-    settings, goes_on = KINDS[kind]
+    settings, warm_start = KINDS[kind]
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(ROUNDS):
-            mask, state = learn(open_desk(case, names, folder), drawn, before=state if goes_on else None,
+            mask, state = learn(open_session(case, names, folder), drawn, before=state if warm_start else None,
                                 seed=seed, **settings)
             rounds.append({"dsc": [round(dice(mask == c, case.label == c), 4) for c in classes],
                            "kept": [round(float((mask[drawn == c] == c).mean()), 4) for c in classes],
@@ -89,16 +91,17 @@ def markdown(rows: list[dict]) -> str:
 
 def main() -> None:
     for name in SCANS:
-        scan_named(name)  # a scan that is not there is missed now, not in ten minutes
+        scan_named(name)  # a scan that is not there stops this now, not in ten minutes
     jobs = list(product(SCANS, KINDS, SEEDS))
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), alone) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), quiet_and_single_threaded) as pool:
         rows = []
-        for row in pool.map(sitting, *zip(*jobs, strict=True)):
+        for row in pool.map(draw_and_train, *zip(*jobs, strict=True)):
             rows.append(row)
             print(json.dumps(row), flush=True)
-    settings = {"quick": QUICK, "onward": ONWARD, "machine": machine_kind(torch.device("cpu")), "software": software()}
-    write_json(settings | {"rows": rows}, PLACE)
+    settings = {"quick": QUICK, "warm_start": WARM_START}
+    place = {"machine": machine_kind(torch.device("cpu")), "software": software()}
+    write_json(settings | place | {"rows": rows}, PLACE)
     write_table(markdown(rows), PLACE.parents[1] / "README.md", MARKS)
     print(markdown(rows))
 

@@ -11,7 +11,7 @@ from benchmarks.measure import Row, difference, take
 
 
 def dense(probs: Tensor, query: Tensor, key: Tensor, weight: Tensor, bias: Tensor, radius: int = 5,
-          sigma: float = 6.0) -> Tensor:
+          sigma_xy: float = 6.0) -> Tensor:
     "Eq. 6 with all cells unlabelled, as matrices over all pairs of cells; P [N,C,h,w]."
     height, width = probs.shape[2:]
     A = attention_maps(query, key, query.shape[-1] ** -0.5)
@@ -19,7 +19,7 @@ def dense(probs: Tensor, query: Tensor, key: Tensor, weight: Tensor, bias: Tenso
     place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(probs.device)
     step = place[:, None] - place
     near = (step.abs().amax(-1) <= radius) & (step != 0).any(-1)
-    decay = torch.exp(-step.square().sum(-1).to(probs) / (2 * sigma**2)) * near
+    decay = torch.exp(-step.square().sum(-1).to(probs) / (2 * sigma_xy**2)) * near
     rows = probs.flatten(2)
     return (decay * S * (1 - rows.transpose(1, 2) @ rows)).sum() / rows[:, 0].numel()
 

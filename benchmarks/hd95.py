@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 from medpy.metric.binary import hd95 as medpy_hd95
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.datasets import open_dataset
-from attenscribble.data.scans import DataError
-from attenscribble.experiment.metrics import POLICIES, hd95, score_case
+from attenscribble.runs.metrics import POLICIES, hd95, score_case
 from benchmarks.measure import Row, take
 
 Pair = tuple[np.ndarray, np.ndarray, tuple[float, ...]]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.batches import SliceStore
 from attenscribble.data.datasets import open_dataset
-from attenscribble.data.scans import DataError
 from benchmarks.measure import Row, take
 
 

@@ -40,7 +40,8 @@ def write_table(table: str, readme: Path, marks: tuple[str, str] = MARKS) -> Non
 
 def draw_ratios(results: dict) -> Figure:
     "How many times faster, and leaner, than the plain form; the target as a tick."
-    rows = [row for rows in results["rows"].values() for row in rows if row["reference"] and row["met"] is not None]
+    rows = [row for rows in results["rows"].values() for row in rows
+            if row["reference"] and row["met"] is not None and row["reference"]["peak_mib"] != row["ours"]["peak_mib"]]
     figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(rows) + 0.9), layout="constrained")
     place = np.arange(len(rows))
     faster, leaner = ([row[name] for row in rows] for name in ("faster", "leaner"))
@@ -50,8 +51,8 @@ def draw_ratios(results: dict) -> Figure:
     for y, values in ((place - 0.2, faster), (place + 0.2, shown)):
         for at, value in zip(y, values, strict=True):
             if np.isfinite(value):
-                said = f"{value:.0f}×" if value >= 10 else f"{value:.1f}×"
-                axis.text(value * 1.06, at, said, va="center", fontsize=8)
+                text = f"{value:.0f}×" if value >= 10 else f"{value:.1f}×"
+                axis.text(value * 1.06, at, text, va="center", fontsize=8)
     axis.set(xscale="log", xlim=(1, max(max(faster), np.nanmax(shown, initial=1)) * 2), yticks=place,
              xlabel="ratio to the plain form, same process, forward and backward")
     axis.set_yticklabels([f"{row['item']} ({row['device'].upper()})" for row in rows], fontsize=8)

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attenscribble.basics.files import write_json
 from attenscribble.data.phantom import phantom
-from attenscribble.experiment.config import Config
-from attenscribble.experiment.runs import write_json
-from attenscribble.experiment.training import train_in_processes
+from attenscribble.runs.config import Config
+from attenscribble.runs.setup import resolve
+from attenscribble.runs.training import start_training, train_in_processes
 from benchmarks.measure import Row, Taken
 
 
 def seconds(count: int, device: str) -> float:
     "Of an iteration, the median after the first few, in `count` processes."
-    config = Config.from_flat(profile="mini", dataset="phantom", iterations=24, log_every=1, devices=count,
-                              device=device)
+    config = Config(profile="mini", dataset="phantom", iterations=24, log_every=1, devices=count, device=device)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         write_json(config.model_dump(), Path(folder) / "config.json")
-        log = train_in_processes(config, phantom(), Path(folder)).log
+        log = train_in_processes(start_training(resolve(config, phantom())), Path(folder)).log
     return float(np.median(np.diff([row["seconds"] for row in log])[5:]))
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from attenscribble.data.batches import draw_augmentation
 from attenscribble.data.phantom import phantom
-from attenscribble.experiment.config import Config
-from attenscribble.experiment.training import Step, make_store, start_training
 from attenscribble.method.network import Dropout
 from attenscribble.method.pce import partial_cross_entropy
+from attenscribble.runs.config import Config
+from attenscribble.runs.setup import resolve
+from attenscribble.runs.training import Step, make_store, start_training
 from benchmarks import attentive_similarity, masked_crf
 from benchmarks.measure import Row, Taken, take
 
@@ -21,8 +22,8 @@ from benchmarks.measure import Row, Taken, take
 def ours(config: Config) -> Callable[[], Tensor]:
     "The step as the training loop takes it."
     dataset = phantom(patients=10)
-    state = start_training(config, dataset)
-    store, step = make_store(dataset, dataset.patients, config, state.device), Step(state, config.objective())
+    state = start_training(resolve(config, dataset))
+    store, step = make_store(state.setup, dataset.patients), Step(state)
     draw = torch.Generator().manual_seed(0)
 
     def once() -> Tensor:
@@ -48,7 +49,7 @@ def released(config: Config) -> Callable[[], Tensor]:
 
     Same network, losses and settings as `ours`."""
     dataset = phantom(patients=10)
-    state = start_training(config.model_copy(update={"precision": "float32", "compile": "off"}), dataset)
+    state = start_training(resolve(config.model_copy(update={"precision": "float32", "compile": "off"}), dataset))
     for stage in state.model.modules():  # PyTorch's own dropout
         if isinstance(stage, Dropout):
             stage.forward = lambda features, p=stage.p: F.dropout(features, p, True)
@@ -70,7 +71,7 @@ def released(config: Config) -> Callable[[], Tensor]:
 
     def once() -> Tensor:
         picked = [item(*slices[i]) for i in draw.integers(len(slices), size=config.batch)]
-        image, target = (torch.stack(column).to(state.device) for column in zip(*picked, strict=True))
+        image, target = (torch.stack(column).to(state.setup.device) for column in zip(*picked, strict=True))
         logits = state.model(image)
         probs, free = logits.softmax(1), (target == dataset.ignore)[:, None]
         loss = (partial_cross_entropy(logits, target, ignore=dataset.ignore)
@@ -96,14 +97,14 @@ def per_iteration(config: Config, batches: int, device: str) -> Taken:
 
 
 def rows(device: str) -> Iterator[Row]:
-    large = Config.from_flat(method="ours", profile="paper", dataset="phantom", device=device)
+    large = Config(method="ours", profile="paper", dataset="phantom", device=device)
     fast = take(ours(large), device)
     slow = take(released(large), device, least_s=0)
     aim = 5 if device == "cpu" else 10
     row = Row("training step of ours, 256², batch 12", device, slow, fast, f"{aim}× faster", "", None,
               "the released loop, plainly, float32")
     yield Row(**vars(row) | {"met": row.faster >= aim and (device == "cpu" or fast.seconds <= 0.01)})
-    small = Config.from_flat(method="ours", profile="mini", dataset="phantom", device=device)
+    small = Config(method="ours", profile="mini", dataset="phantom", device=device)
     taken = per_iteration(small, 20, device)
     yield Row("step of the profile mini, 128², batch 8", device, None, taken,
               "2,000 iterations in 6 min: 180 ms", "", taken.seconds <= 0.18)

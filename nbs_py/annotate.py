@@ -14,7 +14,7 @@
 # writes scan, strokes, mask and model into one folder.
 #
 # Without a scan you get a phantom heart to try it on. How it works:
-# [chapter 47](experiment/47_desk.ipynb), [chapter 48](experiment/48_annotator.ipynb).
+# [chapter 70](annotation/70_session.ipynb), [chapter 71](annotation/71_annotator.ipynb).
 
 # %% tags=["parameters"]
 scan: str = ""  # a NIfTI file; several modalities of one scan: files separated by commas; empty: a phantom
@@ -22,8 +22,8 @@ classes: str = ""  # names separated by commas, the background first; empty: tho
 folder: str = ""  # where Save writes; empty: the folder whose images/ holds the scan, else annotated/ beside the scan
 
 # %%
+from attenscribble.annotation.annotator import Annotator
 from attenscribble.data.phantom import phantom
-from attenscribble.experiment.annotator import Annotator
 
 files, names = ([part.strip() for part in text.split(",") if part.strip()] for text in (scan, classes))
 if files:

@@ -12,13 +12,14 @@
 # From the result files of finished runs. From the folder `nbs`:
 #
 # ```bash
-# papermill tables.ipynb -                                    # results/ as it is → figures/table1.*, figures/table2.*
-# papermill tables.ipynb - -p profile paper -p policy legacy  # one profile, scored as the released code does
-# papermill --help-notebook tables.ipynb                      # what the parameters mean
+# mkdir -p ../runs                                                              # for the executed notebook
+# papermill tables.ipynb ../runs/tables.ipynb                                   # results/ → figures/table1.*, figures/table2.*
+# papermill tables.ipynb ../runs/tables.ipynb -p profile mini -p policy legacy  # one profile, scored as the released code does
+# papermill --help-notebook tables.ipynb                                        # what the parameters mean
 # ```
 #
 # A run's file comes into `results/` with `-p archive ../results` of [train.ipynb](train.ipynb). How a table is made
-# stands in [chapter 45](experiment/45_tables.ipynb).
+# stands in [chapter 60](reporting/60_tables.ipynb).
 
 # %% tags=["parameters"]
 results: str = "../results"  # folder of result files
@@ -29,15 +30,19 @@ preset: str = ""  # paper, released; empty: both
 policy: str = "standard"  # how empty masks count: standard, legacy
 
 # %%
+from attenscribble.basics.notebook import announce, notebook_settings, short_errors
+
+with short_errors():  # a misspelt name is refused before anything large is loaded
+    given = notebook_settings(globals())
+
+# %%
 from pathlib import Path
 
 from IPython.display import Markdown, display
 from matplotlib.pyplot import show, subplots
 
-from attenscribble.book import save_figure
-from attenscribble.experiment.config import PRESETS, PROFILES
-from attenscribble.experiment.metrics import METRICS, POLICIES
-from attenscribble.experiment.tables import (
+from attenscribble.basics.drawing import save_figure
+from attenscribble.reporting.tables import (
     DATASETS,
     blocks,
     compare,
@@ -48,9 +53,12 @@ from attenscribble.experiment.tables import (
     read_results,
     write_table,
 )
+from attenscribble.runs.config import PRESETS, PROFILES
+from attenscribble.runs.metrics import METRICS, POLICIES
 
-notebook_parameters(globals(), results=None, output=None, dataset=("", *DATASETS), profile=("", *PROFILES),
-                    preset=("", *PRESETS), policy=POLICIES)
+with short_errors():
+    notebook_parameters(given, results=None, output=None, dataset=("", *DATASETS), profile=("", *PROFILES),
+                        preset=("", *PRESETS), policy=POLICIES)
 found = read_results(results, profile=profile, preset=preset)
 chosen = [dataset] if dataset else ["acdc", "chaos"]
 print(f"{len(found)} results")
@@ -68,7 +76,7 @@ def show_table(name):
     frame, caption = (make(found, table, policy, dataset=name) for make in (compare, describe))
     stem = f"table{table}" if name in ("acdc", "chaos") else f"table{table}-{name}"
     display(Markdown(caption), *blocks(frame).values())
-    print(*write_table(frame, caption, stem, output), sep="\n")
+    announce("\n".join(map(str, write_table(frame, caption, stem, output))))
     return frame
 
 frames = {name: show_table(name) for name in chosen}
@@ -94,7 +102,7 @@ def show_order(name, frame, version):
     figure, axes = subplots(1, 2, figsize=(8.5, 0.8 + 0.32 * len(agreements["dsc"].methods)), layout="constrained")
     for axis, metric in zip(axes, METRICS, strict=True):
         plot_order(axis, frame, metric, version)
-    print(save_figure(figure, Path(output).resolve() / f"order-{name}-{version}"))
+    announce(str(save_figure(figure, Path(output).resolve() / f"order-{name}-{version}")))
     show()
 
 def presets_run(frame):

@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = {".git", ".venv", "runs", "build", "dist", "__pycache__"}  # where there is no git to ask
+LEFT_OUT = {".git", ".venv", ".agreed", "__pycache__"}  # where there is no git to ask
+LEFT_OUT_ON_TOP = {"runs", "build", "dist"}
 
 
 def project_files(root: Path = ROOT) -> list[Path]:
@@ -17,7 +18,8 @@ def project_files(root: Path = ROOT) -> list[Path]:
         return sorted(path for path in listed if (root / path).is_file())
     found = []
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in LEFT_OUT and not name.endswith((".egg-info", "_cache"))]
+        out = LEFT_OUT | (LEFT_OUT_ON_TOP if Path(folder) == root else set())
+        folders[:] = [name for name in folders if name not in out and not name.endswith((".egg-info", "_cache"))]
         found += [Path(folder, name).relative_to(root) for name in names]
     return sorted(found)
 

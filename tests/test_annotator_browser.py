@@ -20,15 +20,15 @@ from PIL import Image
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.ndimage import label as number_components
 
+from attenscribble.annotation.annotator import _FRAME
+from attenscribble.data.check import check
 from attenscribble.data.folder import IGNORE
 from attenscribble.data.grid import Grid
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scribbles import centre_line, draw_path, walk
 from attenscribble.data.simulation import simulate
-from attenscribble.experiment.annotator import FRAME
-from attenscribble.experiment.check import check
-from attenscribble.experiment.inference import predict_files
-from attenscribble.experiment.metrics import dice
+from attenscribble.runs.inference import predict_files
+from attenscribble.runs.metrics import dice
 
 NAMES = ("background", "RV", "Myo", "LV")
 SLICES = (1, 2, 4, 5, 6)
@@ -125,7 +125,7 @@ class Hand:
         self.box = page.locator("canvas").last.bounding_box()
         _, height, width = case.image.shape
         _, row_mm, column_mm = case.spacing_mm
-        wide, high = (width + 2 * FRAME) * column_mm, (height + 2 * FRAME) * row_mm
+        wide, high = (width + 2 * _FRAME) * column_mm, (height + 2 * _FRAME) * row_mm
         self.px_per_mm = min(self.box["width"] / wide, self.box["height"] / high)
         self.z, self.pen = len(case.image) // 2, ""
 
@@ -140,7 +140,7 @@ class Hand:
         self.page.locator("button.jupyter-button", has_text=name).first.click()
 
     def take(self, pen: str) -> None:
-        "A pen, once the page says that one holds it."
+        "Press a pen's button, and wait until it is shown as the chosen one."
         if pen != self.pen:
             self.press(pen)
             self.page.locator("button.jupyter-button", has_text=f"✎ {pen}").wait_for()
@@ -170,12 +170,12 @@ class Hand:
         self.z = z
 
     def says(self, text: str, seconds: float = 30) -> None:
-        "Wait for a word of the annotator."
+        "Wait until the annotator shows a text."
         try:
             self.page.get_by_text(text).first.wait_for(timeout=1000 * seconds)
         except Exception:
-            said = self.page.locator(".jp-OutputArea-output .widget-html").all_inner_texts()
-            pytest.fail(f"not said within {seconds} s: {text!r}; said was {said}")
+            shown = self.page.locator(".jp-OutputArea-output .widget-html").all_inner_texts()
+            pytest.fail(f"after {seconds} s: found the texts {shown}, expected {text!r}")
 
     def colours(self) -> int:
         "Number of pixels of the picture that are not gray."
@@ -215,7 +215,7 @@ def run_first_cell(page, address: str) -> None:
     page.keyboard.press("Shift+Enter")
 
 
-OPEN = f"""from attenscribble.experiment.annotator import Annotator
+OPEN = f"""from attenscribble.annotation.annotator import Annotator
 work = Annotator("heart.nii.gz", classes={list(NAMES)}, folder="mine")
 work"""
 
@@ -266,7 +266,7 @@ def test_draw_train_segment_save(lab):
         hand.take("Myo")
         hand.press("Train")
         hand.says("Training: iteration")
-        hand.stroke([(20, 70), (20, 74)])  # the page draws on while the kernel trains
+        hand.stroke([(20, 70), (20, 74)])  # the canvas draws on while the kernel trains
         page.locator("button.jupyter-button", has_text="✎ Myo · ").wait_for()
         hand.press("Stop")
         hand.says("Stopped after", 15)

@@ -2,16 +2,18 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from attenscribble.book import assert_same
-from attenscribble.machine import native
-from attenscribble.method import ssa
-from attenscribble.method.asl import VISIT, annotated_cells, attentive_similarity_loss
+from attenscribble.basics import native
+from attenscribble.basics.checking import assert_same
+from attenscribble.method import asl, ssa
+from attenscribble.method.asl import annotated_cells, attentive_similarity_loss
 from attenscribble.method.ssa import CHUNK, SpatialSelfAttention, attention_maps, row_log_sum
 
 
@@ -24,7 +26,7 @@ def scene(count=2, layers=2, grid=(4, 5), size=(8, 10), dim=3, classes=3, seed=0
     return inputs, torch.rand(count, 1, *size, generator=draw) < 0.9
 
 
-def by_loops(P, A, weight, bias, free, grid, radius, sigma):
+def by_loops(P, A, weight, bias, free, grid, radius, sigma_xy):
     "Eq. 6 of one image with plain numbers: P [C][hw], A [nL][hw][hw]; sums over p, q and both classes."
     total = 0.0
     for p, q in itertools.product(range(len(free)), repeat=2):
@@ -32,11 +34,11 @@ def by_loops(P, A, weight, bias, free, grid, radius, sigma):
         if free[p] and free[q] and 0 < max(abs(dy), abs(dx)) <= radius:
             mixed = sum(w * (a[p][q] + a[q][p]) for w, a in zip(weight, A, strict=True)) + bias
             different = sum(P[i][p] * P[j][q] for i, j in itertools.permutations(range(len(P)), 2))
-            total += math.exp(-(dy**2 + dx**2) / (2 * sigma**2)) / (1 + math.exp(-mixed)) * different
+            total += math.exp(-(dy**2 + dx**2) / (2 * sigma_xy**2)) / (1 + math.exp(-mixed)) * different
     return total / max(1, sum(free))
 
 
-def dense(probs, query, key, weight, bias, *, radius=5, sigma=6.0, unlabelled=None, grid, logit_scale="sqrt_dk",
+def dense(probs, query, key, weight, bias, *, radius=5, sigma_xy=6.0, unlabelled=None, grid, logit_scale="sqrt_dk",
           similarity_scale=1.0, denominator="omega_u", resize="bilinear", keep=None):
     "Eq. 6 as hw×hw matrices; autograd finds the gradients."
     cells = grid[0] * grid[1]
@@ -46,7 +48,7 @@ def dense(probs, query, key, weight, bias, *, radius=5, sigma=6.0, unlabelled=No
     place = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
     step = (place[:, None] - place).to(probs)
     reach = step.abs().amax(-1)
-    M = torch.exp(-step.square().sum(-1) / (2 * sigma**2)) * (reach > 0) * (reach <= radius)
+    M = torch.exp(-step.square().sum(-1) / (2 * sigma_xy**2)) * (reach > 0) * (reach <= radius)
     corners = {"align_corners": False} if resize == "bilinear" else {}
     P = F.interpolate(probs, grid, mode=resize, **corners).flatten(2)
     free = torch.ones(len(probs), cells, dtype=torch.bool)
@@ -72,7 +74,7 @@ def gradients(inputs, loss):
 def test_value_is_that_of_the_loops():
     inputs, unlabelled = scene(size=(4, 5))
     probs, query, key, weight, bias = inputs[0].softmax(1), *inputs[1:]
-    found = attentive_similarity_loss(probs, query, key, weight, bias, radius=2, sigma=1.5, unlabelled=unlabelled)
+    found = attentive_similarity_loss(probs, query, key, weight, bias, radius=2, sigma_xy=1.5, unlabelled=unlabelled)
     A = attention_maps(query, key, 3**-0.5)
     plain = lambda tensor: tensor.flatten().tolist()
     images = [by_loops(P.flatten(1).tolist(), a.tolist(), plain(weight), bias.item(), plain(free), (4, 5), 2, 1.5)
@@ -87,7 +89,7 @@ def test_value_is_that_of_the_loops():
 def test_all_options_equal_dense_matrices(resize, logit_scale, denominator, similarity_scale):
     inputs, unlabelled = scene()
     for mask, keep, radius in ((None, None, 1), (unlabelled, torch.tensor([True, False]), 2), (unlabelled, None, 9)):
-        assert_equals_dense(inputs, resize=resize, logit_scale=logit_scale, denominator=denominator, sigma=2.0,
+        assert_equals_dense(inputs, resize=resize, logit_scale=logit_scale, denominator=denominator, sigma_xy=2.0,
                             similarity_scale=similarity_scale, unlabelled=mask, keep=keep, radius=radius, grid=(4, 5))
 
 
@@ -95,7 +97,7 @@ def test_all_options_equal_dense_matrices(resize, logit_scale, denominator, simi
                                        ((6, 6), (3, 3))])
 def test_grids_of_all_shapes(grid, size):
     inputs, unlabelled = scene(count=1, layers=3, grid=grid, size=size)
-    assert_equals_dense(inputs, unlabelled=unlabelled, radius=2, sigma=2.0, grid=grid)
+    assert_equals_dense(inputs, unlabelled=unlabelled, radius=2, sigma_xy=2.0, grid=grid)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 45, 399, 401, 10_000])
@@ -122,21 +124,43 @@ def test_any_device_finds_the_same(monkeypatch, chunk):
 
 
 @pytest.mark.parametrize("options", [
-    dict(), dict(radius=1, sigma=math.inf), dict(radius=9, sigma=2.0), dict(similarity_scale="hw", logit_scale="none"),
-    dict(keep=torch.tensor([True, False]))], ids=str)
+    dict(), dict(radius=1, sigma_xy=math.inf), dict(radius=9, sigma_xy=2.0), dict(keep=torch.tensor([True, False])),
+    dict(similarity_scale="hw", logit_scale="none")], ids=str)
 @pytest.mark.parametrize("grid, layers, dim", [((4, 5), 2, 3), ((7, 9), 1, 16), ((1, 20), 3, 40)], ids=str)
 def test_c_equals_float64(options, grid, layers, dim):
-    if native(VISIT, CLASSES=3, LAYERS=layers, DIM=dim, RADIUS=1) is None:
+    if asl._compiled(3, layers, dim, 1) is None:
         pytest.skip("no C compiler, or ATTENSCRIBBLE_NATIVE=0")
     inputs, unlabelled = scene(layers=layers, grid=grid, dim=dim, size=(2 * grid[0], 2 * grid[1]))
+    options = dict(options, unlabelled=unlabelled, grid=grid)
+    assert_close(all_results(torch.float32, inputs, options), all_results(torch.float64, inputs, options),
+                 rtol=1e-4, atol=1e-5)
 
-    def run(dtype):
-        leaves = [x.to(dtype).requires_grad_() for x in inputs]
-        loss, notes = attentive_similarity_loss(leaves[0].softmax(1), *leaves[1:], unlabelled=unlabelled, grid=grid,
-                                                return_stats=True, **options)
-        return [x.double() for x in (loss.detach(), *torch.autograd.grad(loss, leaves), *notes.values())]
 
-    assert_close(run(torch.float32), run(torch.float64), rtol=1e-4, atol=1e-5)
+def all_results(dtype, inputs, options):
+    "Value, gradients and notes, computed in one dtype."
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    loss, notes = attentive_similarity_loss(leaves[0].softmax(1), *leaves[1:], return_stats=True, **options)
+    return [x.double() for x in (loss.detach(), *torch.autograd.grad(loss, leaves), *notes.values())]
+
+
+@pytest.fixture
+def narrow_vectors(monkeypatch):
+    "C for vectors of eight numbers."
+    for module in (native, asl):
+        monkeypatch.setattr(module, "LANES", 8)
+    native._library.cache_clear()
+    yield
+    native._library.cache_clear()
+
+
+@pytest.mark.usefixtures("narrow_vectors")
+def test_rows_are_padded_to_the_vectors_that_c_is_compiled_for():
+    if asl._compiled(3, 2, 3, 2) is None:
+        pytest.skip("no C compiler, or ATTENSCRIBBLE_NATIVE=0")
+    inputs, unlabelled = scene()
+    options = dict(radius=2, unlabelled=unlabelled)
+    assert_close(all_results(torch.float32, inputs, options), all_results(torch.float64, inputs, options),
+                 rtol=1e-4, atol=1e-5)
 
 
 def test_a_given_log_sum_is_used_and_gets_a_gradient():
@@ -333,7 +357,7 @@ def test_memory_is_not_that_of_the_matrix():
     ({"grid": (4, 4)}, ValueError, r"grid: found \(4, 4\), expected \(h, w\) of the 20 cells"),
     ({"probs": torch.rand(2, 3, 7, 7)}, ValueError, "grid: 20 cells do not make a grid like 7×7 pixels"),
     ({"radius": 0}, ValueError, "radius: found 0"),
-    ({"sigma": 0}, ValueError, "sigma: found 0"),
+    ({"sigma_xy": 0}, ValueError, "sigma_xy: found 0"),
     ({"logit_scale": "sqrt"}, ValueError, "logit_scale: found 'sqrt'.*did you mean 'sqrt_dk'"),
     ({"similarity_scale": "h"}, ValueError, "similarity_scale: found 'h', expected one of hw"),
     ({"denominator": "omega"}, ValueError, "denominator: found 'omega'.*did you mean 'omega_u'"),
@@ -343,3 +367,14 @@ def test_wrong_arguments_are_named(changes, error, message):
     given = dict(zip(("probs", "query", "key", "weight", "bias"), scene()[0], strict=True)) | changes
     with pytest.raises(error, match=message):
         attentive_similarity_loss(**given)
+
+
+HEAVY = ("torch._dynamo", "matplotlib", "scipy", "pandas", "psutil", "pydantic")
+
+
+@pytest.mark.parametrize("module", ["pce", "mcrf", "asl"])
+def test_importing_a_loss_does_not_load_what_it_does_not_run(module):
+    code = f"import sys, attenscribble.method.{module}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

@@ -10,18 +10,19 @@ import pytest
 import torch
 from scipy import ndimage
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.batches import (
     Draw,
     SliceStore,
+    _resize_index,
+    _turn_and_flip,
     batches,
     draw_augmentation,
     index_map,
     resize_image,
-    resize_index,
     resize_labels,
-    strides,
 )
-from attenscribble.data.scans import Case, DataError, acdc
+from attenscribble.data.scans import Case, acdc
 
 IGNORE = 4
 
@@ -95,7 +96,7 @@ def test_strides_are_numpys(turns, flip):
     view = np.rot90(native, turns)
     view = np.flip(view, flip) if flip >= 0 else view
     one = [torch.tensor([value]) for value in (turns, flip, 5, 7)]
-    start, down, right = (int(step) for step in strides(*one))
+    start, down, right = (int(step) for step in _turn_and_flip(*one))
     assert (down, right) == tuple(step // native.itemsize for step in view.strides)
     assert start == view[0, 0]
 
@@ -104,12 +105,12 @@ def test_resize_index_equals_scipy_where_scipy_keeps_the_last_pixel():
     for size in (1, 2, 64, 96, 128, 256, 257):
         for length in range(1, 300, 7):
             zoomed = ndimage.zoom(np.arange(1, length + 1), size / length, order=0)
-            ours = resize_index(torch.tensor([length]), size)[0].numpy() + 1
+            ours = _resize_index(torch.tensor([length]), size)[0].numpy() + 1
             lost = zoomed == 0  # SciPy's rounding can put the last coordinate outside, e.g. 210 pixels to 96
             assert not lost[:-1].any() and (size == 96 or not lost.any())
             np.testing.assert_array_equal(ours[~lost], zoomed[~lost])
     assert ndimage.zoom(np.ones(210), 96 / 210, order=0)[-1] == 0
-    assert resize_index(torch.tensor([210]), 96)[0, -1] == 209
+    assert _resize_index(torch.tensor([210]), 96)[0, -1] == 209
 
 
 def test_margin_of_a_rotation_follows_the_slice():
@@ -185,10 +186,10 @@ def test_a_slice_does_not_depend_on_its_batch():
     rng = np.random.default_rng(3)
     store = SliceStore([noise(rng, (8, 40, 30))], classes=4, ignore=IGNORE)
     draw = draw_augmentation(8, "acdc", torch.Generator().manual_seed(0))
-    whole = store.batch(torch.arange(8), 32, draw)
+    full = store.batch(torch.arange(8), 32, draw)
     order = torch.tensor([5, 0, 7])
     part = store.batch(order, 32, Draw(draw.turns[order], draw.flip[order], draw.angle[order]))
-    torch.testing.assert_close((part.image, part.target), (whole.image[order], whole.target[order]), rtol=0, atol=0)
+    torch.testing.assert_close((part.image, part.target), (full.image[order], full.target[order]), rtol=0, atol=0)
 
 
 def test_scribble_store_never_reads_the_label_and_the_other_way_round():
@@ -292,7 +293,7 @@ def test_batch_refuses_a_draw_of_another_length_and_a_size_of_nothing():
         store.batch(torch.arange(3), 5, draw_augmentation(2, "acdc", torch.Generator()))
     with pytest.raises(ValueError, match="size: found 0, expected at least 1"):
         store.batch(torch.arange(3), 0)
-    with pytest.raises(ValueError, match=r"Draw: turns, flip and angle have shapes .* expected one shape"):
+    with pytest.raises(ValueError, match=r"Draw: found the shapes .* of turns, flip and angle, expected one shape"):
         Draw(torch.zeros(2), torch.zeros(3), torch.zeros(2))
 
 
@@ -347,9 +348,9 @@ def test_batches_keep_the_last_partial_batch():
 
 
 def test_batches_resume_in_the_middle_of_an_epoch():
-    whole = list(itertools.islice(batches(10, 4, torch.Generator().manual_seed(5)), 11))
+    full = list(itertools.islice(batches(10, 4, torch.Generator().manual_seed(5)), 11))
     rest = itertools.islice(batches(10, 4, torch.Generator().manual_seed(5)), 7, 11)
-    assert all(torch.equal(a, b) for a, b in zip(whole[7:], rest, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(full[7:], rest, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from attenscribble.experiment.config import Config
 from attenscribble.method.asl import attentive_similarity_loss
 from attenscribble.method.mcrf import masked_crf_loss
+from attenscribble.runs.config import Config
 from benchmarks import __main__ as table
 from benchmarks import annotator, attentive_similarity, hd95, masked_crf, step
 from benchmarks.growth import slope
@@ -38,7 +38,7 @@ def test_dense_matrices_are_the_attentive_similarity():
 
 @pytest.mark.parametrize("make", [step.ours, step.released])
 def test_both_loops_learn(make):
-    config = Config.from_flat(method="ours", profile="mini", dataset="phantom", size=64, batch=4, lr=0.01)
+    config = Config(method="ours", profile="mini", dataset="phantom", size=64, batch=4, lr=0.01)
     once = make(config)
     losses = [float(once()) for _ in range(8)]
     assert all(np.isfinite(losses)) and min(losses[4:]) < losses[0]

@@ -1,7 +1,6 @@
 """The book holds together: notebooks, twins and modules agree, a chapter builds on earlier ones, and each one runs."""
 
 import ast
-import configparser
 import json
 import os
 import re
@@ -17,11 +16,13 @@ from urllib.parse import unquote
 import jupytext
 import nbformat
 import pytest
-from execnb.nbio import nb2str
+from book_rules import LINES, MOST_LINES, SHARE, code_cells, exported, first_line, is_c, length, opening, undocumented
+from fastcore.nbio import nb2str
 from jupytext.config import load_jupytext_config
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbdev.clean import clean_nb
+from nbdev.config import get_config
 from project_files import ROOT, notebooks, project_files, texts
 
 PACKAGE = "attenscribble"
@@ -30,24 +31,6 @@ NOTEBOOKS = notebooks()
 RUNNABLE = [name for name in NOTEBOOKS if "/" not in name and name != "index" and not NUMBERED.match(name)]
 CHAPTERS = [name for name in NOTEBOOKS if name not in RUNNABLE]
 SECONDS = 120  # for one chapter, everything included
-MAX_CELLS, MAX_LINES = 60, 300
-LARGER = {  # module or notebook → why it may be larger
-    "attenscribble/data/scans.py": "two file formats and every fault they can have, on one shared set of checks",
-    "attenscribble/data/chaos.py": "from slices to a volume, from pictures to labels, and every fault on the way",
-    "attenscribble/data/folder.py": "what a folder may look like and say, from names to folds, on one set of checks",
-    "attenscribble/data/phantom.py": "the anatomy is a long list of shapes, each a few lines",
-    "attenscribble/data/simulation.py": "five procedures side by side, and the one pen and call that all of them share",
-    "attenscribble/data/batches.py": "one index map from its four parts to the store that uses it",
-    "attenscribble/experiment/annotator.py": "the page, the controls around it, and what the two say to each other",
-    "attenscribble/experiment/figures.py": "the paper's three figures: a network's sketch, circles, panels of runs",
-    "attenscribble/experiment/tables.py": "from result files to written tables, one path with its checks",
-    "attenscribble/method/mcrf.py": "one walk twice, in PyTorch and in C, side by side",
-    "attenscribble/method/asl.py": "one visit twice, in PyTorch and in C, side by side",
-    "attenscribble/method/ssa.py": "attention and its log-sum-exp, the layers made of it, how they attach to a network",
-    "attenscribble/method/objective.py": "a table of switches, a line each, beside the terms that read them",
-    "attenscribble/experiment/runs.py": "a run from its data to its files and pictures, in order",
-    "attenscribble/experiment/training.py": "the loop stays in one place, with what it writes and shows",
-}
 PORT_RACE = "Address already in use"  # two kernels started at once drew the same port
 
 
@@ -84,7 +67,7 @@ def test_every_notebook_agrees_with_its_twin():
              for line in twin_differences(ROOT / f"nbs/{name}.ipynb", ROOT / f"nbs_py/{name}.py")]
     wrong += [f"{twin} has no notebook" for twin in sorted((ROOT / "nbs_py").rglob("*.py"))
               if not (ROOT / "nbs" / twin.relative_to(ROOT / "nbs_py")).with_suffix(".ipynb").is_file()]
-    assert not wrong, "run make book:\n" + "\n".join(wrong)
+    assert not wrong, "run make sync:\n" + "\n".join(wrong)
 
 
 def test_a_changed_cell_is_named(tmp_path):
@@ -107,7 +90,8 @@ def modules(folder: Path) -> dict[str, str]:
 
 def export(project: Path, target: Path) -> dict[str, str]:
     "The modules that a project's notebooks export, made in `target`; only __init__.py files are taken over."
-    shutil.copy(project / "settings.ini", target)
+    for name in ("pyproject.toml", "settings.ini"):
+        shutil.copy(project / name, target)
     shutil.copytree(project / "nbs", target / "nbs", ignore=shutil.ignore_patterns(".*"))
     for path in (project / PACKAGE).rglob("__init__.py"):
         copy = target / path.relative_to(project)
@@ -132,7 +116,7 @@ def module_differences(kept: dict[str, str], exported: dict[str, str]) -> list[s
 
 def test_exporting_changes_nothing(tmp_path):
     wrong = module_differences(modules(ROOT / PACKAGE), export(ROOT, tmp_path))
-    assert not wrong, "edit notebooks, not modules; then run make book:\n" + "\n".join(wrong)
+    assert not wrong, "edit notebooks, not modules; then run make sync:\n" + "\n".join(wrong)
 
 
 def test_an_edited_a_missing_and_a_stray_module_are_named():
@@ -142,10 +126,7 @@ def test_an_edited_a_missing_and_a_stray_module_are_named():
 
 
 def dirt(path: Path) -> list[str]:
-    "What `make book` would take out of a notebook."
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / "settings.ini")
-    allowed = {key: settings["DEFAULT"][key].split() for key in ("allowed_metadata_keys", "allowed_cell_metadata_keys")}
+    "What `make sync` would take out of a notebook."
     notebook = source(path)
     lines = [f"{path}: cell {index} holds outputs"
              for index, cell in enumerate(notebook["cells"]) if cell.get("outputs")]
@@ -153,23 +134,23 @@ def dirt(path: Path) -> list[str]:
         lines.append(f"{path}: stray metadata {sorted(stray)}")
     if (kernel := notebook["metadata"].get("kernelspec", {}).get("name")) != "python3":
         lines.append(f"{path}: kernel {kernel!r}, expected 'python3'")
-    clean_nb(notebook, **allowed)
+    clean_nb(notebook, allowed_cell_metadata_keys=get_config(ROOT).allowed_cell_metadata_keys)
     if not lines and nb2str(notebook) != path.read_text(encoding="utf-8"):
-        lines.append(f"{path}: nbdev_clean changes it (execution counts, cell metadata or layout)")
+        lines.append(f"{path}: nbdev-clean changes it (execution counts, cell metadata or layout)")
     return lines
 
 
 def test_notebooks_are_clean():
     wrong = [line for name in NOTEBOOKS for line in dirt(ROOT / f"nbs/{name}.ipynb")]
-    assert not wrong, "run make book:\n" + "\n".join(wrong)
+    assert not wrong, "run make sync:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize(("spoil", "expected"), [
     (lambda nb: nb.cells[0].outputs.append(nbformat.v4.new_output("stream", text="1")), "cell 0 holds outputs"),
     (lambda nb: nb.metadata.update(widgets={}), "stray metadata ['widgets']"),
     (lambda nb: nb.metadata.kernelspec.update(name="mine"), "kernel 'mine'"),
-    (lambda nb: nb.cells[0].update(execution_count=3), "nbdev_clean changes it"),
-    (lambda nb: nb.cells[0].metadata.update(collapsed=True), "nbdev_clean changes it"),
+    (lambda nb: nb.cells[0].update(execution_count=3), "nbdev-clean changes it"),
+    (lambda nb: nb.cells[0].metadata.update(collapsed=True), "nbdev-clean changes it"),
 ])
 def test_dirt_is_named(tmp_path, spoil, expected):
     kernel = {"name": "python3", "display_name": "python3", "language": "python"}
@@ -247,15 +228,48 @@ def test_an_import_from_a_later_chapter_is_found(tmp_path, line):
     assert order_violations(tmp_path) == ["data.early (chapter 10) imports method.late (chapter 20)"]
 
 
-def test_nothing_is_too_large():
-    sizes = {f"nbs/{name}.ipynb": (len(source(ROOT / f"nbs/{name}.ipynb")["cells"]), MAX_CELLS, "cells")
-             for name in NOTEBOOKS}
-    sizes |= {f"{PACKAGE}/{name}": (len(code.splitlines()), MAX_LINES, "lines")
-              for name, code in modules(ROOT / PACKAGE).items()}
-    larger = {name: f"{size} {unit}, at most {most}" for name, (size, most, unit) in sizes.items() if size > most}
-    wrong = [f"{name}: {text}" for name, text in larger.items() if name not in LARGER]
-    assert not wrong, "split it, or give the reason in LARGER:\n" + "\n".join(wrong)
-    assert not LARGER.keys() - larger.keys(), "LARGER names what is small enough, or gone"
+def test_cells_are_short():
+    cells = {name: code_cells(ROOT / f"nbs/{name}.ipynb") for name in NOTEBOOKS}
+    everything = [source for sources in cells.values() for source in sources if not is_c(source)]
+    long = [source for source in everything if length(source) > LINES]
+    assert len(long) < SHARE * len(everything), f"{len(long)} of {len(everything)} cells have more than {LINES} lines"
+    wrong = [f"{name}: {length(source)} lines: {first_line(source)}" for name, sources in cells.items()
+             for source in sources if length(source) > MOST_LINES and not is_c(source)]
+    assert not wrong, f"no cell has more than {MOST_LINES} lines, texts of C apart:\n" + "\n".join(wrong)
+
+
+def test_what_is_exported_is_explained():
+    wrong = [f"{name}: {line}" for name in NOTEBOOKS for source in code_cells(ROOT / f"nbs/{name}.ipynb")
+             if exported(source) for line in undocumented(source)]
+    assert not wrong, "a comment for each parameter and for the result:\n" + "\n".join(wrong)
+
+
+def test_a_chapter_opens_with_what_it_is_for_and_three_sentences():
+    wrong = [f"{name} {problem}" for name in CHAPTERS if NUMBERED.match(name)
+             if (problem := opening(ROOT / f"nbs/{name}.ipynb"))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("code", "expected"), [
+    ("#| export\ndef f(\n    a: int,  # a number\n) -> int:  # another\n    return a", []),
+    ("#| export\ndef f(a: int) -> int:\n    return a", ["f: a, its result"]),
+    ("#| export\ndef f(\n    a: int,  # a number\n) -> int:\n    return a", ["f: its result"]),
+    ("#| export\nclass A:\n    def g(self, b):\n        ...", ["A.g: b"]),
+    ("#| export\ndef _f(a):\n    ...", []),
+    ("#| export\ndef f() -> int:\n    return 1", []),
+])
+def test_a_bare_parameter_is_found(code, expected):
+    assert undocumented(code) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("# A\n\n> What for.\n\nOne. Two? Three.", None),
+    ("# A\n\n> What for.\n\nOne. Two.", "opens with 2 sentences, expected 3"),
+    ("# A\n\nOne. Two. Three.", "opens without a title, a line that says what for, and a paragraph"),
+])
+def test_a_wrong_opening_is_found(tmp_path, text, expected):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), tmp_path / "a.ipynb")
+    assert opening(tmp_path / "a.ipynb") == expected
 
 
 # ---- what a reader clicks on, and what does not belong

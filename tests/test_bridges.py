@@ -11,13 +11,14 @@ from torch.testing import assert_close
 
 from attenscribble.data.batches import SliceStore, batches
 from attenscribble.data.phantom import phantom
-from attenscribble.experiment.config import PROFILES, Config
-from attenscribble.experiment.runs import run_experiment
-from attenscribble.experiment.training import load_model
 from attenscribble.method.network import Dropout, UNet2d
-from attenscribble.method.objective import METHODS, AslSwitches, Evidence, MethodSwitches, Objective, attention_of
-from attenscribble.method.other_networks import Adapter, Layer, build_network, layers_of, main_answer, network_named
+from attenscribble.method.objective import METHODS, LossContext, Objective, attention_of
+from attenscribble.method.other_networks import Adapter, Layer, _main_answer, _network_named, build_network, layers_of
 from attenscribble.method.ssa import AttendedLayer, attach
+from attenscribble.method.switches import MethodSwitches
+from attenscribble.runs.config import PROFILES, Config
+from attenscribble.runs.inference import load_network
+from attenscribble.runs.run import run_experiment
 
 WIDTHS = (8, 16, 32, 32)
 IMAGE = torch.rand(2, 1, 48, 48, generator=torch.Generator().manual_seed(0))
@@ -79,10 +80,10 @@ def test_a_few_steps_lower_the_loss_and_reach_the_attention(case, loader):
     model, inner, name = case
     attention = attach(inner, name, block="residual").attention
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    switches = MethodSwitches(asl=AslSwitches(radius=1, sigma=1.125))
+    switches = MethodSwitches(asl_radius=1, asl_sigma_xy=1.125)
     before, losses = copy.deepcopy(attention.state_dict()), []
     for batch in loader:
-        loss, terms = Objective(METHODS["ours"])(Evidence(model(batch.image), batch, switches, model))
+        loss, terms = Objective(METHODS["ours"])(LossContext(model(batch.image), batch, switches, model))
         assert {"seg", "mcrf", "atn"} <= set(terms) and torch.isfinite(loss)
         optimiser.zero_grad()
         loss.backward()
@@ -172,8 +173,27 @@ def test_attention_on_a_layer_that_never_runs_is_named(loader):
     model = UNet2d(1, 4)
     model.spare = nn.Conv2d(1, 8, 3)
     attach(model, "spare")
-    with pytest.raises(ValueError, match="attached to a layer that never runs"):
-        Objective(METHODS["ours"])(Evidence(model(loader[0].image), loader[0], MethodSwitches(), model))
+    with pytest.raises(ValueError, match="ssa_layer: found attention attached to a layer that never runs, expected"):
+        Objective(METHODS["ours"])(LossContext(model(loader[0].image), loader[0], MethodSwitches(), model))
+
+
+def test_a_network_without_attention_or_with_two_is_named(loader):
+    model, batch, switches = UNet2d(1, 4), loader[0], MethodSwitches()
+    with pytest.raises(ValueError, match="network: found no spatial self-attention, expected it for"):
+        Objective(METHODS["ours"])(LossContext(model(batch.image), batch, switches, model))
+    for name in ("encoder.2", "encoder.3"):
+        attach(model, name)
+    with pytest.raises(ValueError, match="network: found 2 attention modules in UNet2d, expected no second"):
+        Objective(METHODS["ours"])(LossContext(model(batch.image), batch, switches, model))
+
+
+def test_attention_for_the_way_down_alone_stands_before_the_next_stage():
+    model = build_network(METHODS["ours"], 1, 4, MethodSwitches(ssa_to_skip=False))
+    stages = {number: stage for number, stage in enumerate(model.encoder) if isinstance(stage, AttendedLayer)}
+    assert [(number, stage.where) for number, stage in stages.items()] == [(3, "input")]
+    assert attention_of(model).channels == 64  # the width of encoder.2, whose output it attends
+    with pytest.raises(ValueError, match=r"ssa_layer: found 'down_2', expected encoder\.0, encoder\.1, "):
+        build_network(METHODS["ours"], 1, 4, MethodSwitches(ssa_to_skip=False, ssa_layer="down_2"))
 
 
 def test_layers_inside_others_are_left_out_unless_asked_for():
@@ -193,19 +213,20 @@ def test_layers_inside_others_are_left_out_unless_asked_for():
 def test_windows_are_those_of_the_profiles(profile):
     fills = PROFILES[profile]
     layers = {layer.name: layer for layer in layers_of(UNet2d(1, 4), torch.rand(1, 1, fills["size"], fills["size"]))}
-    assert layers["encoder.2"].window == (fills["asl_radius"], fills["asl_sigma"])
-    assert Layer("", "", 64, (64, 64), 4, 1).window == (AslSwitches().radius, AslSwitches().sigma)
+    assert layers["encoder.2"].window == (fills["asl_radius"], fills["asl_sigma_xy"])
+    released = MethodSwitches()
+    assert Layer("", "", 64, (64, 64), 4, 1).window == (released.asl_radius, released.asl_sigma_xy)
 
 
 def test_main_answers():
     a, b = torch.rand(2, 1, 4, 4, 4)
     for answer in (a, {"aux": b, "out": a}, {"logits": a, "loss": 1}, {"any": a}, [a, b], (a,)):
-        assert main_answer(answer) is a
-    for answer, said in ((None, "NoneType"), ({"aux": a, "main": b}, "dict ['aux', 'main']"), ([], "list"),
+        assert _main_answer(answer) is a
+    for answer, found in ((None, "NoneType"), ({"aux": a, "main": b}, "dict ['aux', 'main']"), ([], "list"),
                          (torch.rand(2, 3), "Tensor [2, 3]"), ({"out": 3}, "dict ['out']")):
         with pytest.raises(TypeError, match=r"network: found .* expected logits") as caught:
-            main_answer(answer)
-        assert said in str(caught.value)
+            _main_answer(answer)
+        assert found in str(caught.value)
 
 
 def test_an_adapter_repeats_gray_and_brings_logits_to_the_image():
@@ -217,36 +238,37 @@ def test_an_adapter_repeats_gray_and_brings_logits_to_the_image():
 
 
 def ours_with(name, layer="down_2", **options):
-    return Config.from_flat(net_name=name, net_options=options, ssa_layer=layer, ssa_block="residual")
+    return Config(net_name=name, net_options=options, ssa_layer=layer, ssa_block="residual")
 
 
 def test_a_run_names_its_network(tmp_path, own_cache):
     pytest.importorskip("monai")
-    config = Config.from_flat(
+    config = Config(
         net_name="monai.networks.nets:BasicUNet", net_options='{"features": [8, 8, 16, 16, 16, 8]}', ssa_layer="down_2",
-        iterations=3, batch=4, size=32, data_patients=5, data_side=32, data_slices=2, asl_radius=1, asl_sigma=0.75,
+        iterations=3, batch=4, size=32, data_patients=5, data_side=32, data_slices=2, asl_radius=1, asl_sigma_xy=0.75,
         output=str(tmp_path))
     outcome = run_experiment(config)
     assert outcome.result["settings"]["net_options"] == {"features": [8, 8, 16, 16, 16, 8]}
     assert attention_of(outcome.model).grid == (8, 8) and (outcome.folder / "attention.png").is_file()
-    model, again = load_model(outcome.folder / "checkpoint.pt", 4)
-    assert again.run_id == config.run_id != Config.from_flat().run_id
+    network = load_network(outcome.folder / "checkpoint.pt")
+    model, again = network.model, network.config
+    assert again.run_id == config.run_id != Config().run_id
     image = IMAGE[..., :32, :32]
     assert torch.equal(model(image), outcome.model(image))
 
 
 @pytest.mark.parametrize("method", ["ours", "pce"])
 def test_options_of_our_own_network(method, tmp_path):
-    config = Config.from_flat(method=method, net_options='{"channels": [4, 8, 8, 8, 8], "dropout": [0, 0, 0, 0, 0]}')
+    config = Config(method=method, net_options='{"channels": [4, 8, 8, 8, 8], "dropout": [0, 0, 0, 0, 0]}')
     model = build_network(METHODS[method], 1, 4, config)
     assert model.head.in_channels == 4 and not any(isinstance(part, Dropout) for part in model.modules())
-    assert config.run_id != Config.from_flat(method=method).run_id
-    assert any(isinstance(part, Dropout) for part in build_network(METHODS[method], 1, 4, Config.from_flat()).modules())
+    assert config.run_id != Config(method=method).run_id
+    assert any(isinstance(part, Dropout) for part in build_network(METHODS[method], 1, 4, Config()).modules())
 
 
 def test_a_layer_that_is_not_there_leaves_no_folder(tmp_path):
-    config = Config.from_flat(ssa_layer="encoder.9", data_patients=5, data_side=32, data_slices=2, size=32,
-                              asl_radius=1, output=str(tmp_path))
+    config = Config(ssa_layer="encoder.9", data_patients=5, data_side=32, data_slices=2, size=32,
+                    asl_radius=1, output=str(tmp_path))
     with pytest.raises(ValueError, match=r"encoder\.9"):
         run_experiment(config)
     assert not any(tmp_path.iterdir())
@@ -264,25 +286,25 @@ def test_a_torchvision_network_by_name(torchvision_segmentation):
 def test_only_what_declares_itself_a_network_is_called(tmp_path):
     for name in ("os:system", "subprocess:run", "builtins:exec", "torch:load", "torch.nn:functional"):
         with pytest.raises(ValueError, match=r"net_name: found .* expected a class of networks"):
-            network_named(name)
+            _network_named(name)
     for name in ("BasicUNet", "", "no.such.package:Net", "torch.nn:Nothing", ":Net", "torch.nn:"):
         with pytest.raises(ValueError, match=r"expected package\.module:Name"):
-            network_named(name)
+            _network_named(name)
     with pytest.raises(ValueError, match="net_name: found 'os:system'"):
-        Config.from_flat(net_name="os:system")
+        Config(net_name="os:system")
 
 
 @pytest.mark.parametrize("given,message", [
     ({"net_options": "{'a'"}, "net_options: found .*Expecting"),
     ({"net_options": {"a": 1}}, r'net_options: the U-Net refuses {"a": 1}: .*\'a\''),
     ({"net_options": {"classes": 3}}, "net_options: the U-Net refuses .*multiple values"),
-    ({"net_options": {"dropout": [0, 0]}}, "net_options: the U-Net refuses .*dropout: got .*expected 5 numbers"),
+    ({"net_options": {"dropout": [0, 0]}}, "net_options: the U-Net refuses .*dropout: found .*expected 5 numbers"),
     ({"net_options": {"dropout": [0] * 5}, "method": "dual-branch"}, "net_options: method 'dual-branch' has a network"),
     ({"net_name": "torch.nn:ReLU", "method": "dual-branch"}, "method 'dual-branch' has a network of its own"),
 ])
 def test_settings_that_make_no_network(given, message):
     with pytest.raises(ValueError, match=message):
-        Config.from_flat(**given)
+        Config(**given)
 
 
 @pytest.mark.parametrize("name,options,message", [

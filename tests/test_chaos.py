@@ -13,6 +13,7 @@ from PIL import Image, features
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless, generate_uid
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.chaos import (
     CHAOS_CLASSES,
     CHAOS_FOLDS,
@@ -23,10 +24,11 @@ from attenscribble.data.chaos import (
 )
 from attenscribble.data.datasets import find_dataset, open_dataset
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import DataError, scale_intensities
-from attenscribble.experiment.config import Config
-from attenscribble.experiment.inference import save_mask
-from attenscribble.experiment.runs import run_experiment, settle
+from attenscribble.data.scans import scale_intensities
+from attenscribble.runs.config import Config
+from attenscribble.runs.inference import save_mask
+from attenscribble.runs.run import run_experiment
+from attenscribble.runs.setup import resolve
 
 AXIAL = (1, 0, 0, 0, 1, 0)
 GAP, SPACING = 7.7, (1.25, 1.5)  # mm from slice to slice; (y,x)
@@ -52,10 +54,10 @@ def positions(count, orientation=AXIAL, gap=GAP, first=(-30.0, -20.0, 10.0)):
 def write_stack(folder: Path, volume, names=None, orientation=AXIAL, **fields):
     "A slice a file; each of `fields` is a value for all, or a function of the slice's number."
     for k, (plane, place) in enumerate(zip(volume, positions(len(volume), orientation), strict=True)):
-        own = {name: value(k) if callable(value) else value for name, value in fields.items()}
+        values = {name: value(k) if callable(value) else value for name, value in fields.items()}
         name = names[k] if names else f"IMG-0002-{k + 1:05d}"
         write_slice(folder / f"{name}.dcm", plane, place, orientation=orientation, spacing_mm=SPACING,
-                    **{"SliceThickness": 5.0, **own})
+                    **{"SliceThickness": 5.0, **values})
     return folder
 
 
@@ -559,18 +561,20 @@ def test_the_release_is_preferred_to_the_conversion(release, tmp_path, heart):
 
 def test_options_from_the_command_line_reach_the_loader_and_the_name_of_the_run(release):
     given = {"dataset": "chaos", "profile": "mini", "root": str(release), "method": "pce"}
-    plain, _ = settle(Config.from_flat(**given))
-    said, dataset = settle(Config.from_flat(**given, data_sequence="t1dual", data_phase="in", data_seed=0))
-    assert plain == said and plain.run_id == said.run_id and plain.data["sequence"] == "t1dual"
-    other, _ = settle(Config.from_flat(**given, data_sequence="t2spir"))
+    plain = resolve(Config(**given)).config
+    setup = resolve(Config(**given, data_sequence="t1dual", data_phase="in", data_seed=0))
+    config, dataset = setup.config, setup.dataset
+    assert plain == config and plain.run_id == config.run_id and plain.data["sequence"] == "t1dual"
+    other = resolve(Config(**given, data_sequence="t2spir")).config
     assert other.run_id != plain.run_id and other.flat()["data_sequence"] == "t2spir"
-    both, dataset = settle(Config.from_flat(**given, data_phase="both"))
+    setup = resolve(Config(**given, data_phase="both"))
+    both, dataset = setup.config, setup.dataset
     assert dataset.channels == 2 and both.run_id != plain.run_id
 
 
 def test_a_run_on_chaos_says_which_images_it_used(release, tmp_path):
-    config = Config.from_flat(dataset="chaos", root=str(release), profile="mini", method="ours", size=48, batch=4,
-                              iterations=2, log_every=1, asl_radius=1, output=str(tmp_path / "runs"), data_phase="both")
+    config = Config(dataset="chaos", root=str(release), profile="mini", method="ours", size=48, batch=4,
+                    iterations=2, log_every=1, asl_radius=1, output=str(tmp_path / "runs"), data_phase="both")
     outcome = run_experiment(config)
     result = json.loads((outcome.folder / "result.json").read_text())
     assert {row["case"] for row in result["cases"]} == {"chaos01_t1both"}

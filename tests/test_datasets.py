@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data import datasets as module
 from attenscribble.data.datasets import SOURCES, Source, datasets, find_dataset, open_dataset
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import DataError
 
 
 @pytest.fixture(autouse=True)

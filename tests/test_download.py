@@ -1,6 +1,7 @@
 """Downloads from a server of this test, on this machine: cut lines, other files, wrong checksums, the command."""
 
 import hashlib
+import logging.handlers
 import re
 import shutil
 import threading
@@ -12,14 +13,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pooch
 import pytest
 from filelock import FileLock
 from test_chaos import heart, write_patient
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.datasets import SOURCES, find_dataset, open_dataset, user_folder
-from attenscribble.data.download import BLOCK, DOWNLOADS, Download, download, fetch
-from attenscribble.data.scans import DataError
-from attenscribble.experiment.commands import main
+from attenscribble.data.download import _BLOCK as BLOCK
+from attenscribble.data.download import DOWNLOADS, Download, download, fetch
+from attenscribble.entry.commands import main
 
 __all__ = ["heart"]  # a fixture
 CONTENT = np.random.default_rng(0).bytes(5 * BLOCK + 77)
@@ -106,6 +109,14 @@ def test_a_whole_file_arrives_and_is_not_fetched_twice(server, tmp_path):
     assert server.asked == [(0, len(CONTENT))]
 
 
+def test_pooch_keeps_quiet_while_it_is_used(server, tmp_path, monkeypatch):
+    logger, handler = pooch.get_logger(), logging.handlers.BufferingHandler(99)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    fetch(server.url(), tmp_path / "a.zip", SHA256, **QUICK)
+    assert not handler.buffer and logger.level == logging.INFO
+
+
 def test_a_cut_line_is_gone_on_with(server, tmp_path):
     server.cuts = [2 * BLOCK, BLOCK]
     target = fetch(server.url(), tmp_path / "a.zip", SHA256, **QUICK)
@@ -155,6 +166,13 @@ def test_another_file_on_the_server_is_not_mixed_with_the_first(server, tmp_path
     assert server.asked == [(2 * BLOCK, len(other))]  # asked to go on, and was sent all of it
 
 
+def test_a_tag_goes_with_its_file(server, tmp_path):
+    cut(server, tmp_path / "a.zip")
+    server.files, server.tags = {"/a.zip": np.random.default_rng(1).bytes(len(CONTENT))}, {}
+    cut(server, tmp_path / "a.zip", at=3 * BLOCK)
+    assert "a.zip.part.tag" not in names(tmp_path)
+
+
 def test_a_part_that_is_whole_or_too_long(server, tmp_path):
     (tmp_path / "a.zip.part").write_bytes(CONTENT)
     assert fetch(server.url(), tmp_path / "a.zip", SHA256, **QUICK).read_bytes() == CONTENT
@@ -196,8 +214,8 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 def test_the_bar_counts_all_bytes(server, tmp_path, capsys):
     (tmp_path / "a.zip.part").write_bytes(CONTENT[:2 * BLOCK])
     fetch(server.url(), tmp_path / "a.zip", SHA256, pause_s=0)
-    said = capsys.readouterr().err
-    assert "a.zip: 100%" in said and f"{len(CONTENT) / 1000:.1f}k" in said
+    printed = capsys.readouterr().err
+    assert "a.zip: 100%" in printed and f"{len(CONTENT) / 1000:.1f}k" in printed
     fetch(server.url(), tmp_path / "b.zip", SHA256, **QUICK)
     assert capsys.readouterr().err == ""
 
@@ -234,7 +252,7 @@ def test_no_server(server, tmp_path):
 
 
 def test_two_processes_do_not_write_into_one_file(server, tmp_path):
-    with FileLock(tmp_path / "a.zip.part.lock"), pytest.raises(RuntimeError, match="another process is downloading it"):
+    with FileLock(tmp_path / "a.zip.part.lock"), pytest.raises(RuntimeError, match="found another process"):
         fetch(server.url(), tmp_path / "a.zip", SHA256, **QUICK)
     assert not server.asked
 
@@ -269,9 +287,9 @@ def test_chaos_is_found_after_its_download(shop, tmp_path, heart, capsys):
     DOWNLOADS["chaos"] = replace(DOWNLOADS["chaos"], sha256=hashlib.sha256(content).hexdigest())
     assert main(["download", "chaos"]) == 0
     place = user_folder() / "chaos" / "CHAOS_Train_Sets.zip"
-    said = capsys.readouterr().out
-    assert said.splitlines()[0] == str(place) and "CC BY-NC-SA 4.0" in said
-    assert f"papermill train.ipynb -p dataset chaos -p root {place}" in said
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == str(place) and "CC BY-NC-SA 4.0" in printed
+    assert f"papermill train.ipynb -p dataset chaos -p root {place}" in printed
     assert find_dataset("chaos") == place.parent and open_dataset("chaos").patients == ("chaos01", "chaos15")
     assert open_dataset("chaos", place).read("chaos15")[0].label.any()
     assert main(["download", "chaos"]) == 0 and len(shop.asked) == 1
@@ -306,8 +324,9 @@ def test_a_broken_zip_leaves_nothing(shop, tmp_path, spoil):
 @pytest.mark.parametrize("name, words", [("acdc", "register at https"), ("wsl4mis", "clone https")])
 def test_what_only_its_owners_give_out_is_not_pretended(shop, capsys, name, words):
     assert main(["download", name]) == 1
-    said = capsys.readouterr()
-    assert said.out == "" and words in said.err and SOURCES[name].licence in said.err
+    printed = capsys.readouterr()
+    assert printed.out == "" and words in printed.err and SOURCES[name].licence in printed.err
+    assert f"{name}: found a dataset that no program may download, expected one of chaos, acdc-scribbles" in printed.err
     assert not shop.asked
 
 

@@ -11,11 +11,14 @@ import torch
 from test_train_notebook import output_text, papermill
 from torch import nn
 
-from attenscribble.book import draw
+from attenscribble.basics.drawing import draw
+from attenscribble.basics.errors import DataError
+from attenscribble.basics.files import write_json
 from attenscribble.data.datasets import open_dataset
-from attenscribble.data.scans import DataError
-from attenscribble.experiment.figures import (
-    MARGIN_PX,
+from attenscribble.method.network import UNet2d
+from attenscribble.method.ssa import attach
+from attenscribble.reporting.figures import (
+    _MARGIN_PX,
     anatomy,
     circles,
     dataset_of,
@@ -25,11 +28,9 @@ from attenscribble.experiment.figures import (
     plot_architecture,
     plot_methods,
 )
-from attenscribble.experiment.inference import save_mask
-from attenscribble.experiment.metrics import POLICIES, score_case
-from attenscribble.experiment.runs import median_case, write_json
-from attenscribble.method.network import UNet2d
-from attenscribble.method.ssa import attach
+from attenscribble.runs.inference import save_mask
+from attenscribble.runs.metrics import POLICIES, score_case
+from attenscribble.runs.run import median_case
 
 matplotlib.use("agg")
 OPTIONS = {"patients": 5, "side": 48, "slices": 4}
@@ -50,7 +51,7 @@ def test_a_false_positive_and_a_false_negative():
     mask, label = blank((1, slice(2, 7), slice(3, 10))), blank((2, slice(12, 15), slice(20, 23)))
     positive, negative = circles(mask, label, min_px=9)
     assert (positive.kind, positive.y, positive.x, positive.pixels) == ("false positive", 4, 6, 35)
-    assert positive.radius == pytest.approx(np.hypot(2, 3) + MARGIN_PX)
+    assert positive.radius == pytest.approx(np.hypot(2, 3) + _MARGIN_PX)
     assert (negative.kind, negative.y, negative.x, negative.pixels) == ("false negative", 13, 21, 9)
     assert [circle.pixels for circle in circles(mask, label, min_px=10)] == [35]
 
@@ -130,7 +131,7 @@ def test_drawing_leaves_the_network_as_it_was():
     plot_architecture(model, 32)
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
-    with pytest.raises(ValueError, match="model: Linear has no encoder, decoder, head"):
+    with pytest.raises(ValueError, match="model: found Linear without encoder, decoder, head"):
         plot_architecture(nn.Linear(1, 1))
 
 
@@ -157,19 +158,19 @@ def damage(label, method):
 
 def make_run(folder, dataset, method, **changes):
     "A run folder as training leaves it, without the training."
-    said = {"dataset": "phantom", "method": method, "title": method.upper(), "fold": 1, "seed": 1, "profile": "smoke",
+    facts = {"dataset": "phantom", "method": method, "title": method.upper(), "fold": 1, "seed": 1, "profile": "smoke",
             "preset": "paper", "checkpoint": "last", "train_seconds": 1.0, "settings": {}} | changes
-    said["run"] = "-".join(str(said[name]) for name in ("method", "fold", "seed", "profile", "preset"))
+    facts["run"] = "-".join(str(facts[name]) for name in ("method", "fold", "seed", "profile", "preset"))
     rows = []
     for case in dataset.cases(dataset.split(1)[1]):
         mask = damage(case.label, method)
-        save_mask(mask, case, folder / said["run"] / "masks" / f"{case.name}.nii.gz")
+        save_mask(mask, case, folder / facts["run"] / "masks" / f"{case.name}.nii.gz")
         for policy in POLICIES:
             rows += score_case(mask, case.label, case.spacing_mm, dataset.class_names, policy=policy, case=case.name)
     rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
-    write_json({"dataset": "phantom", "root": "", "data": OPTIONS}, folder / said["run"] / "config.json")
-    write_json({**said, "cases": rows}, folder / said["run"] / "result.json")
-    return folder / said["run"]
+    write_json({"dataset": "phantom", "root": "", "data": OPTIONS}, folder / facts["run"] / "config.json")
+    write_json({**facts, "cases": rows}, folder / facts["run"] / "result.json")
+    return folder / facts["run"]
 
 
 @pytest.fixture

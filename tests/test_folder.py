@@ -13,14 +13,23 @@ import pytest
 import SimpleITK as sitk  # reads NIfTI by its own code
 import torch
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.batches import SliceStore, draw_augmentation
+from attenscribble.data.check import check, low_contrast
 from attenscribble.data.datasets import open_dataset
-from attenscribble.data.folder import IGNORE, deal, drawn_slices, folder, group_modalities, meaning_of, read_scan
+from attenscribble.data.folder import (
+    IGNORE,
+    drawn_slices,
+    folder,
+    group_modalities,
+    make_folds,
+    meaning_of,
+    read_scan,
+)
 from attenscribble.data.grid import PLANES, Grid
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import Case, DataError, Dataset, acdc, already_cut, scale_intensities
-from attenscribble.experiment.check import check, squeezed
-from attenscribble.experiment.commands import main
+from attenscribble.data.scans import Case, Dataset, acdc, already_cut, scale_intensities
+from attenscribble.entry.commands import main
 
 HEARTS = [case for case in phantom(patients=3, side=48, slices=4).cases() if case.frame == "frame01"]
 BODY = np.diag([-1.5, -1.5, 10.0, 1])  # x to the left, y to the back, as scanners store
@@ -44,7 +53,7 @@ def write(path: Path, volume: np.ndarray, affine=BODY, ornt=None, shape=None) ->
     return path
 
 
-def make(root: Path, *, ignore=0, said=None, labels=0, scale=1000, dtype=np.int16, values=VALUES, **how) -> Path:
+def make(root: Path, *, ignore=0, content=None, labels=0, scale=1000, dtype=np.int16, values=VALUES, **how) -> Path:
     "The three hearts as a user's folder; the first `labels` of them with a dense label."
     for number, heart in enumerate(HEARTS):
         write(root / "images" / f"{heart.patient}.nii.gz", (scale * heart.image).astype(dtype), **how)
@@ -52,8 +61,8 @@ def make(root: Path, *, ignore=0, said=None, labels=0, scale=1000, dtype=np.int1
         write(root / "scribbles" / f"{heart.patient}.nii.gz", drawn, **how)
         if number < labels:
             write(root / "labels" / f"{heart.patient}.nii.gz", heart.label, **how)
-    if said is not None:
-        (root / "dataset.json").write_text(json.dumps(said))
+    if content is not None:
+        (root / "dataset.json").write_text(json.dumps(content))
     return root
 
 
@@ -72,7 +81,7 @@ def same_hearts(dataset: Dataset, tolerance=2e-3) -> None:
 
 # ---------------------------------------------------------------- layouts
 def test_the_documented_layout(tmp_path):
-    dataset = folder(make(tmp_path / "mine", said=NAMED, labels=1))
+    dataset = folder(make(tmp_path / "mine", content=NAMED, labels=1))
     same_hearts(dataset)
     assert dataset.class_names == ("background", "RV", "Myo", "LV") and dataset.values == (0, 1, 2, 3)
     assert dataset.name == "mine" and dataset.ignore == IGNORE and dataset.channels == 1
@@ -80,12 +89,12 @@ def test_the_documented_layout(tmp_path):
 
 
 def test_nnunets_layout_with_its_ignore_label(tmp_path):
-    said = {"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3, "ignore": 4}, "channel_names": {"0": "MR"},
+    content = {"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3, "ignore": 4}, "channel_names": {"0": "MR"},
             "numTraining": 3, "file_ending": ".nii.gz"}
     for heart in HEARTS:
         write(tmp_path / "imagesTr" / f"{heart.patient}_0000.nii.gz", (1000 * heart.image).astype(np.int16))
         write(tmp_path / "labelsTr" / f"{heart.patient}.nii.gz", heart.scribble)
-    (tmp_path / "dataset.json").write_text(json.dumps(said))
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
     dataset = folder(tmp_path)
     same_hearts(dataset)
     assert not dataset.scored and dataset.values == (0, 1, 2, 3)
@@ -111,7 +120,7 @@ def test_a_flat_folder_and_suffixes(tmp_path):
     ("images/patient001.nii", "found a second image patient001, expected only .*patient001.nii"),
 ])
 def test_partners_that_are_missing_or_there_twice(tmp_path, name, words):
-    write(make(tmp_path, said=NAMED) / name, HEARTS[0].label)
+    write(make(tmp_path, content=NAMED) / name, HEARTS[0].label)
     with pytest.raises(DataError, match=words):
         folder(tmp_path)
 
@@ -155,7 +164,7 @@ def test_modalities_become_channels(tmp_path):
 
 
 def test_a_modality_on_another_grid_is_refused(tmp_path):
-    make(tmp_path, said=NAMED)
+    make(tmp_path, content=NAMED)
     first = tmp_path / "images" / "patient001.nii.gz"
     other = write(tmp_path / "other.nii.gz", HEARTS[0].image, affine=turned(3))
     with pytest.raises(DataError, match=r"other.nii.gz: found an affine that moves voxels by"):
@@ -215,8 +224,8 @@ def test_what_is_not_drawn(tmp_path, values, options, drawn):
 
 @pytest.mark.parametrize("key", ["ignore", "Unlabelled", "unannotated"])
 def test_a_named_value_is_not_drawn(tmp_path, key):
-    said = {"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3, key: 4}}
-    same_hearts(folder(make(tmp_path, values=np.arange(5, dtype=np.uint8), said=said)))
+    content = {"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3, key: 4}}
+    same_hearts(folder(make(tmp_path, values=np.arange(5, dtype=np.uint8), content=content)))
 
 
 def test_nothing_is_guessed(tmp_path):
@@ -225,15 +234,15 @@ def test_nothing_is_guessed(tmp_path):
         folder(make(tmp_path / "acdc", values=four))
     with pytest.raises(DataError, match=r'drawn values \[1, 2, 3, 4\] and none of them said to be the background'):
         folder(make(tmp_path / "snap"))
-    said = {"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3}}
+    content = {"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3}}
     with pytest.raises(DataError, match=r'dataset.json: found the value 0 \(background\) in 9\d.\d% .*"ignore": 0'):
-        folder(make(tmp_path / "named", said=said, values=np.array([0, 1, 2, 3, 0], np.uint8)))
+        folder(make(tmp_path / "named", content=content, values=np.array([0, 1, 2, 3, 0], np.uint8)))
     with pytest.raises(DataError, match="background 4, not drawn 4"):
         folder(make(tmp_path / "both"), ignore=4, background=4)
     with pytest.raises(DataError, match="each name and each value once"):
-        folder(make(tmp_path / "twice", said={"labels": {"background": 0, "RV": 1, "LV": 1}}))
+        folder(make(tmp_path / "twice", content={"labels": {"background": 0, "RV": 1, "LV": 1}}))
     with pytest.raises(DataError, match="name → whole number"):
-        folder(make(tmp_path / "regions", said={"labels": {"background": 0, "heart": [1, 2, 3]}}))
+        folder(make(tmp_path / "regions", content={"labels": {"background": 0, "heart": [1, 2, 3]}}))
 
 
 def test_a_dense_label_tells_the_background_apart(tmp_path):
@@ -243,7 +252,7 @@ def test_a_dense_label_tells_the_background_apart(tmp_path):
 
 
 def test_values_without_a_name_and_masks_that_leave_nothing_open(tmp_path):
-    make(tmp_path, said=NAMED, labels=1)
+    make(tmp_path, content=NAMED, labels=1)
     drawn = VALUES[HEARTS[1].scribble]
     write(tmp_path / "scribbles" / "patient002.nii.gz", np.where(drawn == 3, 7, drawn))
     with pytest.raises(DataError, match=r"patient002.nii.gz: found the values 7 \(\d+×\), expected only 0 not drawn"):
@@ -268,13 +277,13 @@ def test_values_that_one_byte_cannot_hold():
 # ---------------------------------------------------------------- number types, scale factors, intensities
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.float32, np.float64])
 def test_every_number_type(tmp_path, dtype):
-    make(tmp_path, said=NAMED, dtype=dtype, scale=100, values=VALUES.astype(dtype))
+    make(tmp_path, content=NAMED, dtype=dtype, scale=100, values=VALUES.astype(dtype))
     same_hearts(folder(tmp_path), tolerance=0.02)
 
 
 @pytest.mark.parametrize("slope, inter", [(0.5, 0), (0.25, -1024), (1 / 255, 0)])
 def test_scale_factors_are_applied(tmp_path, slope, inter):
-    make(tmp_path, said=NAMED)
+    make(tmp_path, content=NAMED)
     for kind, heart in product(("images", "scribbles"), HEARTS):
         path = tmp_path / kind / f"{heart.patient}.nii.gz"
         true = np.asarray(nib.load(path).dataobj).astype(np.float64)
@@ -286,7 +295,7 @@ def test_scale_factors_are_applied(tmp_path, slope, inter):
 
 
 def test_intensities_that_cannot_be_used(tmp_path):
-    make(tmp_path, said=NAMED, dtype=np.float32)
+    make(tmp_path, content=NAMED, dtype=np.float32)
     path = tmp_path / "images" / "patient002.nii.gz"
     for spoil, words in ((np.nan, "NaN or infinity in 1 of"), (np.inf, "NaN or infinity in 1 of")):
         image = HEARTS[1].image.copy()
@@ -306,7 +315,7 @@ def test_robust_scaling_survives_outliers_at_both_ends(tmp_path):
     image[0, 0, :2] = -1e6, 1e6
     path = write(tmp_path / "a.nii.gz", image)
     default, robust = (read_scan([path], robust=way).image for way in (False, True))
-    assert squeezed(default) and not squeezed(robust)
+    assert low_contrast(default) and not low_contrast(robust)
     low, high = np.quantile(image, (0.01, 0.99))
     np.testing.assert_allclose(robust, ((image - low) / (high - low)).clip(0, 1), atol=1e-6)
 
@@ -366,7 +375,7 @@ def test_slices_lie_across_the_largest_spacing(spacing, plane):
 
 
 def test_a_mask_in_another_order_fits_and_one_elsewhere_does_not(tmp_path):
-    make(tmp_path, said=NAMED, affine=turned(20))
+    make(tmp_path, content=NAMED, affine=turned(20))
     path = tmp_path / "scribbles" / "patient001.nii.gz"
     write(path, VALUES[HEARTS[0].scribble], turned(20), ((2, 1), (0, -1), (1, 1)))
     same_hearts(folder(tmp_path))
@@ -380,7 +389,7 @@ def test_a_mask_in_another_order_fits_and_one_elsewhere_does_not(tmp_path):
 
 
 def test_headers_without_coordinates_are_taken_as_they_lie(tmp_path):
-    make(tmp_path, said=NAMED)
+    make(tmp_path, content=NAMED)
     for path in tmp_path.glob("*/*.nii.gz"):
         scan = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), None)
         scan.header.set_zooms((1.5, 1.5, 10))
@@ -397,7 +406,7 @@ def test_headers_without_coordinates_are_taken_as_they_lie(tmp_path):
 
 
 def test_a_mask_without_coordinates_lies_as_its_image_does(tmp_path):
-    make(tmp_path, said=NAMED, ornt=((2, -1), (0, 1), (1, 1)))
+    make(tmp_path, content=NAMED, ornt=((2, -1), (0, 1), (1, 1)))
     for path in (tmp_path / "scribbles").iterdir():
         scan = nib.load(path)
         scan.set_sform(None, 0)
@@ -420,7 +429,7 @@ def test_single_slices(tmp_path, trail):
 
 
 def test_films_are_refused_with_advice(tmp_path):
-    make(tmp_path, said=NAMED)
+    make(tmp_path, content=NAMED)
     film = np.stack([HEARTS[0].image.T] * 3, -1)
     nib.save(nib.Nifti1Image(film, BODY), tmp_path / "images" / "patient001.nii.gz")
     with pytest.raises(DataError, match=r"patient001.nii.gz: found .* \(\d+, \d+, 4, 3\).*each volume a file"):
@@ -430,7 +439,7 @@ def test_films_are_refused_with_advice(tmp_path):
 
 
 def test_colours_and_broken_files_are_refused(tmp_path):
-    make(tmp_path, said=NAMED)
+    make(tmp_path, content=NAMED)
     path = tmp_path / "images" / "patient001.nii.gz"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(DataError, match=r"patient001.nii.gz: found an unreadable file"):
@@ -444,18 +453,19 @@ def test_colours_and_broken_files_are_refused(tmp_path):
 # ---------------------------------------------------------------- folds and training slices
 def test_folds():
     people = [f"p{n}" for n in range(7)]
-    tests, trains = deal(people[:5], people[3:], people)
+    tests, trains = make_folds(people[:5], people[3:], people)
     assert tests == {1: ("p5", "p6")} and trains == {1: tuple(people[:5])}, "labelled and not drawn on: the test set"
-    tests, trains = deal(people, people[:6], people, seed=1)
+    tests, trains = make_folds(people, people[:6], people, seed=1)
     assert sorted(sum(tests.values(), ())) == people[:6] and len(tests) == 5
     assert all(sorted((*tests[k], *trains[k])) == people for k in tests), "an unlabelled patient always trains"
-    assert deal(people, people[:6], people, seed=1)[0] == tests != deal(people, people[:6], people, seed=2)[0]
-    assert deal(people, people, people, folds=2)[0].keys() == {1, 2}
-    assert deal(people[:5], people[3:], people, folds=2)[0].keys() == {1, 2}, "if asked, the held-out are dealt too"
+    again, other = (make_folds(people, people[:6], people, seed=seed)[0] for seed in (1, 2))
+    assert again == tests != other
+    assert make_folds(people, people, people, folds=2)[0].keys() == {1, 2}
+    assert make_folds(people[:5], people[3:], people, folds=2)[0].keys() == {1, 2}, "if asked, the held-out in folds"
 
 
 def test_without_labels_all_are_segmented_and_nothing_is_scored(tmp_path):
-    dataset = folder(make(tmp_path, said=NAMED))
+    dataset = folder(make(tmp_path, content=NAMED))
     assert not dataset.scored and dataset.split(1) == (dataset.patients, dataset.patients)
     write(tmp_path / "images" / "z.nii.gz", HEARTS[0].image)
     dataset = folder(tmp_path)
@@ -464,7 +474,7 @@ def test_without_labels_all_are_segmented_and_nothing_is_scored(tmp_path):
 
 
 def test_labels_are_left_alone_with_no_folds(tmp_path):
-    dataset = folder(make(tmp_path, said=NAMED, labels=3), folds=0)
+    dataset = folder(make(tmp_path, content=NAMED, labels=3), folds=0)
     assert not dataset.scored and len(dataset.split(1)[0]) == 3 and all(c.label is None for c in dataset.cases())
 
 
@@ -497,11 +507,13 @@ def test_only_slices_that_somebody_drew_on_are_learnt_from():
 
 # ---------------------------------------------------------------- options, names, versions
 def test_options_of_the_file_and_of_the_call(tmp_path):
-    make(tmp_path, said=NAMED | {"axis": "coronal", "augmentation": "acdc", "patient": "patient"[:0]})
+    make(tmp_path, content=NAMED | {"axis": "coronal", "augmentation": "acdc", "patient": "patient"[:0]})
     assert folder(tmp_path).reading["axis"] == "coronal" and folder(tmp_path).augmentation == "acdc"
     assert folder(tmp_path, axis=2).reading["axis"] == "2" and folder(tmp_path, robust="true").reading["robust"] is True
     with pytest.raises(DataError, match="option axis: found 'up'; Input should be 'auto', 'axial'"):
         folder(tmp_path, axis="up")
+    with pytest.raises(DataError, match=r"option patient: found '\['; .*no regular expression: unterminated"):
+        folder(tmp_path, patient="[")
     with pytest.raises(DataError, match=r"option axsi: found 1; Extra inputs .* \(options: ignore, background, axis"):
         folder(tmp_path, axsi=1)
     (tmp_path / "dataset.json").write_text(json.dumps(NAMED | {"augmentaton": "acdc"}))
@@ -509,8 +521,19 @@ def test_options_of_the_file_and_of_the_call(tmp_path):
         folder(tmp_path)
 
 
+def test_masks_are_read_on_opening_only_to_learn_their_values(tmp_path):
+    broken = make(tmp_path, content=NAMED) / "scribbles" / "patient001.nii.gz"
+    broken.write_bytes(b"no NIfTI")
+    assert folder(tmp_path).class_names == ("background", "RV", "Myo", "LV")
+    with pytest.raises(DataError, match=r"patient001.nii.gz: found an unreadable file"):
+        folder(tmp_path).read("patient001")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": NAMED["labels"]}))
+    with pytest.raises(DataError, match=r"patient001.nii.gz: found an unreadable file"):
+        folder(tmp_path)
+
+
 def test_the_version_follows_the_masks(tmp_path):
-    make(tmp_path, said=NAMED)
+    make(tmp_path, content=NAMED)
     before = folder(tmp_path).version
     assert before == folder(tmp_path).version != ""
     scribble = VALUES[HEARTS[0].scribble]
@@ -520,7 +543,7 @@ def test_the_version_follows_the_masks(tmp_path):
 
 
 def test_named_like_any_dataset(tmp_path):
-    make(tmp_path / "mine", said=NAMED | {"reference": "me", "licence": "mine"})
+    make(tmp_path / "mine", content=NAMED | {"reference": "me", "licence": "mine"})
     dataset = open_dataset("folder", tmp_path / "mine", augmentation="none")
     assert dataset.augmentation == "none" and dataset.source == "me; mine"
     with pytest.raises(DataError, match=r"(?s)found no images/.*nii.*To get it: draw scribbles"):
@@ -538,7 +561,7 @@ def test_plain_loaders_are_unchanged_by_the_new_fields():
 
 # ---------------------------------------------------------------- the report
 def test_a_sound_folder_has_no_problems(tmp_path, capsys):
-    report = check(make(tmp_path, said=NAMED, labels=1))
+    report = check(make(tmp_path, content=NAMED, labels=1))
     assert report.fine and report.problems == [] and report.remarks == []
     assert report.classes.scans.tolist() == [3, 3, 3, 3] and report.classes.value.tolist() == [4, 1, 2, 3]
     voxels = [sum(int((VALUES[h.scribble] == value).sum()) for h in HEARTS) for value in (4, 1, 2, 3)]
@@ -551,7 +574,7 @@ def test_a_sound_folder_has_no_problems(tmp_path, capsys):
 
 
 def test_every_fault_is_reported_at_once_and_by_name(tmp_path, capsys):
-    root = make(tmp_path, said=NAMED)
+    root = make(tmp_path, content=NAMED)
     outlier, constant = HEARTS[0].image.copy(), np.full_like(HEARTS[0].image, 3)
     outlier[0, 0, 0] = 1e7
     bad = np.where(np.isfinite(HEARTS[0].image), HEARTS[0].image, 0)
@@ -583,7 +606,7 @@ def test_every_fault_is_reported_at_once_and_by_name(tmp_path, capsys):
 
 
 def test_a_class_that_nobody_drew_and_values_without_meaning(tmp_path, capsys):
-    report = check(make(tmp_path, said={"labels": NAMED["labels"] | {"aorta": 5}, "ignore": 0}))
+    report = check(make(tmp_path, content={"labels": NAMED["labels"] | {"aorta": 5}, "ignore": 0}))
     assert report.problems == ["class 'aorta' (value 5): nobody drew it on any scan"]
     (tmp_path / "dataset.json").unlink()
     report = check(tmp_path)
@@ -595,7 +618,7 @@ def test_a_class_that_nobody_drew_and_values_without_meaning(tmp_path, capsys):
 
 
 def test_checking_agrees_with_loading(tmp_path):
-    for number, (how, options) in enumerate([({"labels": 3}, {}), ({}, {}), ({"said": NAMED}, {"axis": "coronal"})]):
+    for number, (how, options) in enumerate([({"labels": 3}, {}), ({}, {}), ({"content": NAMED}, {"axis": "coronal"})]):
         root = make(tmp_path / str(number), **how)
         try:
             cases = list(folder(root, **options).cases())

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from attenscribble.data.scans import Case, acdc
-from attenscribble.experiment import inference
-from attenscribble.experiment.inference import evaluating, predict_volume, save_mask
+from attenscribble.runs import inference
+from attenscribble.runs.inference import evaluating, predict_volume, save_mask
 
 
 class Thresholds(nn.Module):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from attenscribble.book import assert_same
-from attenscribble.machine import native
+from attenscribble.basics.checking import assert_same
+from attenscribble.basics.native import native
 from attenscribble.method import mcrf
-from attenscribble.method.mcrf import WALK, Affinity, affinity_map, half_window, masked_crf_loss
+from attenscribble.method.mcrf import Affinity, affinity_map, masked_crf_loss
 
 
 def scene(shape=(2, 3, 7, 6), modalities=1, seed=0, labelled=0.3, dtype=torch.float64):
@@ -113,7 +113,7 @@ def test_value_and_gradient_equal_the_dense_matrix(shape, modalities, options):
 @pytest.mark.parametrize("block", [1, 7, 50, 10**6])
 @pytest.mark.parametrize("mask_neighbours", [True, False])
 def test_blocks_leave_no_seam(monkeypatch, block, mask_neighbours):
-    monkeypatch.setattr("attenscribble.method.mcrf.BLOCK", block)
+    monkeypatch.setattr(mcrf, "_BLOCK", block)
     probs, image, unlabelled = scene()
     options = dict(unlabelled=unlabelled, radius=3, mask_neighbours=mask_neighbours)
     assert_same_in_logits(lambda P: masked_crf_loss(P, image, **options),
@@ -122,7 +122,7 @@ def test_blocks_leave_no_seam(monkeypatch, block, mask_neighbours):
 
 @pytest.fixture
 def compiled():
-    if native(WALK, CLASSES=2, MODALITIES=1) is None:
+    if native(mcrf._WALK, ROWS=mcrf._ROWS, CLASSES=2, MODALITIES=1) is None:
         pytest.skip("no C compiler, or ATTENSCRIBBLE_NATIVE=0")
 
 
@@ -152,6 +152,16 @@ def test_c_equals_pytorch(shape, radius, mask_neighbours, threads):
             assert gradient.stride() == arguments[0].stride()
     finally:
         torch.set_num_threads(used)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_bands_leave_no_seam(monkeypatch, rows):
+    probs, image, unlabelled = scene((2, 3, 40, 18), dtype=torch.float32)
+    arguments = probs, image, unlabelled, Affinity(3), True
+    expected = mcrf._walk_in_c(*arguments)
+    monkeypatch.setattr(mcrf, "_ROWS", rows)
+    assert_close(mcrf._walk_in_c(*arguments), expected)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -203,7 +213,7 @@ def test_gradcheck(mask_neighbours, denominator, count_padding):
 def test_can_be_differentiated_once_and_only_in_probs():
     probs, image, unlabelled = scene()
     loss = masked_crf_loss(probs.requires_grad_(), image.requires_grad_(), unlabelled=unlabelled, count_padding=True)
-    with pytest.raises(RuntimeError, match="can be differentiated once, got create_graph=True"):
+    with pytest.raises(RuntimeError, match="masked_crf_loss: found create_graph=True, expected one derivative"):
         torch.autograd.grad(loss, probs, create_graph=True)
     loss.backward()
     assert probs.grad is not None and image.grad is None
@@ -300,9 +310,9 @@ def test_window_larger_than_the_image(shape, mask_neighbours):
     options = dict(radius=40, mask_neighbours=mask_neighbours)
     assert_same_in_logits(lambda P: masked_crf_loss(P, image, unlabelled=None, **options),
                           lambda P: by_matrix(P, image, **options), probs)
-    reach = dict(radius=max(shape[2:]) - 1) if max(shape[2:]) > 1 else dict(radius=1)
+    fitting = max(1, max(shape[2:]) - 1)
     assert_close(masked_crf_loss(probs, image, unlabelled=None, **options),
-                 masked_crf_loss(probs, image, unlabelled=None, mask_neighbours=mask_neighbours, **reach))
+                 masked_crf_loss(probs, image, unlabelled=None, mask_neighbours=mask_neighbours, radius=fitting))
 
 
 def test_an_empty_batch_gives_zero():
@@ -365,7 +375,6 @@ def test_float32_stays_exact_where_predictions_are_confident():
 
 
 def test_no_gradient_is_made_under_no_grad(monkeypatch):
-    import attenscribble.method.mcrf as mcrf
     ways, gather = [], mcrf._gather
     monkeypatch.setattr(mcrf, "_gather", lambda *a: ways.append(a[-1]) or gather(*a))
     probs, image, unlabelled = scene()
@@ -437,25 +446,25 @@ def test_affinity_map_is_a_row_of_the_kernel():
 
 
 def test_half_window_and_its_mirror_make_the_window():
-    half = half_window(2, 9, 9)
-    whole = set(itertools.product(range(-2, 3), repeat=2)) - {(0, 0)}
-    assert len(half) == 12 and {*half, *((-dy, -dx) for dy, dx in half)} == whole
-    assert half_window(5, 1, 1) == [] and half_window(5, 1, 3) == [(0, 1), (0, 2)]
+    half = mcrf._half_window(2, 9, 9)
+    window = set(itertools.product(range(-2, 3), repeat=2)) - {(0, 0)}
+    assert len(half) == 12 and {*half, *((-dy, -dx) for dy, dx in half)} == window
+    assert mcrf._half_window(5, 1, 1) == [] and mcrf._half_window(5, 1, 3) == [(0, 1), (0, 2)]
 
 
 @pytest.mark.parametrize("change, error, message", [
-    (dict(probs=torch.rand(3, 7, 6)), ValueError, r"probs: got \[3, 7, 6\]"),
-    (dict(probs=torch.ones(2, 3, 7, 6, dtype=torch.int64)), TypeError, "probs: got dtype torch.int64, expected floats"),
-    (dict(image=torch.rand(2, 1, 7, 5)), ValueError, r"image: got \[2, 1, 7, 5\], expected \[2,K,7,6\]"),
-    (dict(image=torch.rand(2, 7, 6)), ValueError, r"image: got \[2, 7, 6\]"),
-    (dict(unlabelled=torch.ones(2, 7, 6, dtype=torch.bool)), ValueError, r"unlabelled: got .* expected \[2,1,7,6\]"),
-    (dict(unlabelled=torch.ones(2, 1, 7, 6)), TypeError, "unlabelled: got torch.float32, expected torch.bool"),
-    (dict(radius=0), ValueError, "radius: got 0"),
-    (dict(radius=2.5), ValueError, "radius: got 2.5"),
-    (dict(sigma_xy=0), ValueError, "sigma_xy: got 0"),
-    (dict(sigma_i=-0.1), ValueError, "sigma_i: got -0.1"),
-    (dict(sigma_i=math.nan), ValueError, "sigma_i: got nan"),
-    (dict(denominator="pixel"), ValueError, "denominator: got 'pixel', expected 'image' or 'batch'"),
+    (dict(probs=torch.rand(3, 7, 6)), ValueError, r"probs: found \[3, 7, 6\]"),
+    (dict(probs=torch.ones(2, 3, 7, 6).long()), TypeError, "probs: found dtype torch.int64, expected floats"),
+    (dict(image=torch.rand(2, 1, 7, 5)), ValueError, r"image: found \[2, 1, 7, 5\], expected \[2,K,7,6\]"),
+    (dict(image=torch.rand(2, 7, 6)), ValueError, r"image: found \[2, 7, 6\]"),
+    (dict(unlabelled=torch.ones(2, 7, 6, dtype=torch.bool)), ValueError, r"unlabelled: found .* expected \[2,1,7,6\]"),
+    (dict(unlabelled=torch.ones(2, 1, 7, 6)), TypeError, "unlabelled: found torch.float32, expected torch.bool"),
+    (dict(radius=0), ValueError, "radius: found 0"),
+    (dict(radius=2.5), ValueError, "radius: found 2.5"),
+    (dict(sigma_xy=0), ValueError, "sigma_xy: found 0"),
+    (dict(sigma_i=-0.1), ValueError, "sigma_i: found -0.1"),
+    (dict(sigma_i=math.nan), ValueError, "sigma_i: found nan"),
+    (dict(denominator="pixel"), ValueError, "denominator: found 'pixel', expected 'image' or 'batch'"),
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
 def test_errors_name_the_argument(change, error, message):
     probs, image, unlabelled = scene()

@@ -13,10 +13,10 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from attenscribble.data.scans import acdc
-from attenscribble.experiment import metrics
-from attenscribble.experiment.metrics import (
+from attenscribble.runs import metrics
+from attenscribble.runs.metrics import (
     POLICIES,
-    bounding_box,
+    _bounding_box,
     diagonal_mm,
     dice,
     format_table,
@@ -157,7 +157,7 @@ def test_each_axis_has_its_own_spacing():
 def test_the_surface_counts_the_array_border_as_outside():
     full = np.ones((4, 5), bool)
     assert surface(full).sum() == 2 * 4 + 2 * 5 - 4
-    assert bounding_box(np.pad(full, ((1, 2), (3, 0)))) == (slice(1, 5), slice(3, 8))
+    assert _bounding_box(np.pad(full, ((1, 2), (3, 0)))) == (slice(1, 5), slice(3, 8))
 
 
 # --- empty masks --------------------------------------------------------------------------------------------------

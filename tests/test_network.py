@@ -4,10 +4,22 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from torch import nn
 from torch.testing import assert_close
 
-from attenscribble.method.network import Dropout, UNet2d, UpStage, drop, field_square, field_width, receptive_fields
+from attenscribble.method.network import (
+    Dropout,
+    UNet2d,
+    UpStage,
+    drop,
+    field_square,
+    field_width,
+    plot_field,
+    receptive_fields,
+)
 
 CHANNELS = (16, 32, 64, 128, 256)
 
@@ -130,29 +142,29 @@ def test_a_step_up_sets_the_skip_before_what_comes_from_below():
 
 
 @pytest.mark.parametrize(("shape", "message"), [
-    ((1, 1, 20, 32), "height 20 is not a multiple of 16; the next one is 32"),
-    ((1, 1, 32, 33), "width 33 is not a multiple of 16; the next one is 48"),
-    ((1, 1, 0, 16), "height 0 is not a multiple of 16; the next one is 16"),
-    ((1, 3, 32, 32), r"got shape \(1, 3, 32, 32\), expected \[N,1,H,W\]"),
-    ((1, 32, 32), r"got shape \(1, 32, 32\), expected \[N,1,H,W\]"),
+    ((1, 1, 20, 32), "height 20, expected a multiple of 16; the next one is 32"),
+    ((1, 1, 32, 33), "width 33, expected a multiple of 16; the next one is 48"),
+    ((1, 1, 0, 16), "height 0, expected a multiple of 16; the next one is 16"),
+    ((1, 3, 32, 32), r"shape \(1, 3, 32, 32\), expected \[N,1,H,W\]"),
+    ((1, 32, 32), r"shape \(1, 32, 32\), expected \[N,1,H,W\]"),
 ])
 def test_an_image_that_does_not_fit_is_named(shape, message):
-    with pytest.raises(ValueError, match=f"image: .*{message}"):
+    with pytest.raises(ValueError, match=f"image: found {message}"):
         UNet2d(1, 4)(torch.zeros(shape))
 
 
 def test_an_integer_image_is_named():
-    with pytest.raises(TypeError, match=r"image: got dtype torch\.uint8, expected floats"):
+    with pytest.raises(TypeError, match=r"image: found dtype torch\.uint8, expected floats"):
         tiny()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"in_channels": 0}, "in_channels: got 0"),
-    ({"classes": 2.0}, r"classes: got 2\.0"),
-    ({"channels": ()}, r"channels: got \(\)"),
-    ({"channels": (4, 0), "dropout": (0, 0)}, r"channels: got \(4, 0\)"),
+    ({"in_channels": 0}, "in_channels: found 0"),
+    ({"classes": 2.0}, r"classes: found 2\.0"),
+    ({"channels": ()}, r"channels: found \(\)"),
+    ({"channels": (4, 0), "dropout": (0, 0)}, r"channels: found \(4, 0\)"),
     ({"channels": (4, 8)}, "expected 2 numbers in"),
-    ({"dropout": (0, 0, 0, 0, 1)}, r"dropout: got \(0, 0, 0, 0, 1\), expected 5 numbers in \[0, 1\)"),
+    ({"dropout": (0, 0, 0, 0, 1)}, r"dropout: found \(0, 0, 0, 0, 1\), expected 5 numbers in \[0, 1\)"),
 ])
 def test_unusable_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
@@ -179,7 +191,7 @@ def test_fields_leave_no_hook_behind_even_when_the_model_fails():
 
 
 def test_fields_refuse_training_mode_and_unknown_layers():
-    with pytest.raises(ValueError, match=r"model: in training mode .* call model\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"model: found training mode, .* expected model\.eval\(\)"):
         receptive_fields(tiny(), torch.rand(1, 1, 8, 8), ["head"])
     with pytest.raises(AttributeError, match="has no attribute `9`"):
         receptive_fields(tiny().eval(), torch.rand(1, 1, 8, 8), ["encoder.9"])
@@ -191,6 +203,19 @@ def test_the_square_follows_the_field():
     assert field_square(field, 1) == pytest.approx((6, 14, 2.5))
     assert field_square(7 * field.roll((3, -2), (0, 1)), 1) == pytest.approx((9, 12, 2.5))
     assert [field_width(field, share) for share in (0.03, 0.35, 0.4)] == pytest.approx([1, 3, 5])
+
+
+def test_a_field_is_drawn_relative_to_its_peak_on_five_decades():
+    field = torch.zeros(8, 8)
+    field[2, 3], field[2, 4], field[2, 5] = 4, 4e-2, 4e-7
+    picture = plot_field(Figure().subplots(), field, share=0.9, title="a stage")
+    colours, viridis = picture.to_rgba(picture.get_array()), colormaps["viridis"]
+    assert_close(torch.tensor(colours[2, 3]), torch.tensor(viridis(1.0)))
+    assert_close(torch.tensor(colours[2, 4]), torch.tensor(viridis(0.6)))  # two of five decades below
+    assert_close(torch.tensor(colours[2, 5]), torch.tensor(viridis(0.0)))  # less than the scale shows
+    assert_close(torch.tensor(colours[0, 0]), torch.tensor([0.0, 0.0, 0.0, 1.0]).double())  # no influence is black
+    (square,) = picture.axes.patches
+    assert square.get_width() == field_width(field, 0.9) and picture.axes.get_title() == "a stage"
 
 
 @pytest.mark.parametrize("channels", [False, True])
@@ -205,6 +230,20 @@ def test_drop_keeps_the_mean_and_draws_afresh(channels):
     assert (shares.unique().numel() == 2) is channels
     torch.manual_seed(0)
     assert torch.equal(drop(ones, 0.3, channels=channels), found)
+
+
+def test_a_compiled_network_trains_with_the_same_noise():
+    model, found = tiny(channels=(2, 3), dropout=(0.1, 0.3)).double(), []
+    image = torch.rand(2, 1, 16, 16, dtype=torch.float64)
+    torch._dynamo.reset()
+    for form in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        torch.manual_seed(0)
+        logits = form(image)
+        logits.square().sum().backward()
+        found.append((logits, [weight.grad for weight in model.parameters()]))
+    torch._dynamo.reset()
+    assert_close(found[1], found[0])
 
 
 def test_drop_has_the_gradient_of_what_it_kept():

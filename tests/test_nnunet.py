@@ -11,26 +11,28 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from attenscribble.basics.errors import DataError
+from attenscribble.basics.files import write_json
 from attenscribble.data.grid import Grid
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import Case, DataError, Dataset
-from attenscribble.experiment.commands import main
-from attenscribble.experiment.config import Config
-from attenscribble.experiment.metrics import score_case
-from attenscribble.experiment.nnunet import (
+from attenscribble.data.scans import Case, Dataset
+from attenscribble.entry.commands import main
+from attenscribble.reporting.nnunet import (
+    _describe_dataset,
     check_nnunet,
-    describe_dataset,
     export_nnunet,
     patient_splits,
     read_predictions,
     result_report,
     score_predictions,
 )
-from attenscribble.experiment.runs import write_json
-from attenscribble.experiment.tables import blocks, compare, read_results
+from attenscribble.reporting.tables import blocks, compare, read_results
+from attenscribble.runs.config import Config
+from attenscribble.runs.metrics import score_case
+from attenscribble.runs.setup import resolve
 
 CLASSES, IGNORE = ("nothing", "liver", "spleen"), 9
-CONFIG = Config.from_flat(fold=1)
+CONFIG = Config(fold=1)
 
 
 def scan(seed):
@@ -111,7 +113,7 @@ def test_names_and_description(dataset, tmp_path):
 
 
 def test_a_known_dataset_names_its_licence():
-    assert describe_dataset(phantom(patients=1))["licence"] == "that of this package"
+    assert _describe_dataset(phantom(patients=1), "scribble", ())["licence"] == "that of this package"
 
 
 def test_inner_folds_keep_patients_together(dataset, tmp_path):
@@ -173,14 +175,14 @@ def test_a_faulty_case_leaves_nothing_behind(cases, tmp_path, spoil, message):
 ])
 def test_wrong_wishes(dataset, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        export_nnunet(dataset, tmp_path, **options)
+        export_nnunet(dataset, tmp_path / "raw", **options)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("names", [("bg", "liver", "ignore"), ("bg", "background", "liver"), ("bg", "a", "a")])
 def test_reserved_names(cases, names):
     with pytest.raises(DataError, match="none called background or ignore"):
-        describe_dataset(dataset_of(cases, class_names=names))
+        _describe_dataset(dataset_of(cases, class_names=names), "scribble", ())
 
 
 def test_a_number_is_taken_once(dataset, tmp_path):
@@ -292,7 +294,7 @@ def test_what_cannot_be_scored(dataset, cases, masks):
     blind = [replace(case, spacing_mm=None) for case in cases]
     with pytest.raises(DataError, match="no voxel spacing"):
         score_predictions(masks, dataset_of(blind), CONFIG)
-    flat = score_predictions(masks, dataset_of(blind), Config.from_flat(hd95=False))
+    flat = score_predictions(masks, dataset_of(blind), Config(hd95=False))
     assert all(row["hd95_mm"] is None and row["dsc"] > 0.5 for row in flat["cases"])
 
 
@@ -332,7 +334,7 @@ def test_nnunets_own_verifier_takes_it_and_refuses_what_ours_refuses(dataset, tm
 
 def test_the_commands(tmp_path, capsys, monkeypatch):
     hearts = phantom(patients=5, side=48, slices=3)
-    monkeypatch.setattr("attenscribble.experiment.commands.settle", lambda config: (config, hearts))
+    monkeypatch.setattr("attenscribble.runs.setup.resolve", lambda config: resolve(config, hearts))
     raw, masks = tmp_path / "raw", tmp_path / "masks"
     assert main(["export-nnunet", "phantom", str(raw), "fold=2", "--number", "12"]) == 0
     place = Path(capsys.readouterr().out.strip())

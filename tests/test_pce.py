@@ -1,5 +1,9 @@
 """Partial cross-entropy: hand values, independent oracles, what it may not depend on, edges, errors, no waiting."""
 
+import copy
+import pickle
+import pydoc
+
 import numpy as np
 import pytest
 import torch
@@ -87,9 +91,9 @@ def test_an_image_without_annotation_counts_for_nothing():
     logits, scribble = some()
     scribble[1] = 4
     for reduction in REDUCTIONS:
-        whole = partial_cross_entropy(logits, scribble, ignore=4, reduction=reduction)
+        loss = partial_cross_entropy(logits, scribble, ignore=4, reduction=reduction)
         without = partial_cross_entropy(logits[[0, 2]], scribble[[0, 2]], ignore=4, reduction=reduction)
-        assert_close(whole, without)
+        assert_close(loss, without)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 5), (1, 4, 1, 1), (0, 4, 5, 5)])
@@ -163,16 +167,37 @@ def test_one_graph_for_the_compiler(reduction):
                  partial_cross_entropy(logits, scribble, ignore=4, reduction=reduction))
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("form", [
+    partial_cross_entropy, lambda *given, **options: partial_cross_entropy.of_batch(*given, **options).mean(),
+], ids=["plain", "of_batch"])
+def test_a_function_that_calls_it_is_one_graph_and_has_the_same_gradient(form, reduction):
+    logits, scribble = some()
+    step = lambda z: 2 * form(z * 1.5, scribble, ignore=4, reduction=reduction) + z.mean()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    found, expected = compiled(logits), step(logits)
+    assert_close(found, expected)
+    assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
+
+
+def test_it_is_shown_pickled_and_copied_as_the_function_it_looks_like():
+    shown = pydoc.render_doc(partial_cross_entropy, renderer=pydoc.plaintext)
+    assert "partial_cross_entropy(logits: torch.Tensor, scribble: torch.Tensor, *, ignore: int, " in shown
+    assert "-> torch.Tensor\n    Cross-entropy averaged over the annotated pixels" in shown
+    assert pickle.loads(pickle.dumps(partial_cross_entropy)) is partial_cross_entropy
+    assert copy.deepcopy([partial_cross_entropy])[0] is partial_cross_entropy
+
+
 @pytest.mark.parametrize(("change", "error", "message"), [
-    ({"reduction": "mean"}, ValueError, 'reduction: got \'mean\', expected "batch" or "image"'),
-    ({"logits": torch.zeros(2, 4, 5, 5).long()}, TypeError, r"logits: got dtype torch\.int64, expected floats"),
-    ({"logits": torch.zeros(4, 5, 5)}, ValueError, r"logits: got shape \(4, 5, 5\), expected \[N,C,H,W\]"),
-    ({"scribble": torch.zeros(2, 5, 5).byte()}, TypeError, r"scribble: got dtype torch\.uint8, expected torch\.int64"),
-    ({"scribble": torch.zeros(2, 1, 5, 5).long()}, ValueError, r"scribble: got shape \(2, 1, 5, 5\), expected"),
-    ({"scribble": torch.zeros(2, 5, 4).long()}, ValueError, r"scribble: got shape \(2, 5, 4\), expected \(2, 5, 5\)"),
-    ({"ignore": 3}, ValueError, "ignore: got 3, which is one of the 4 classes"),
-    ({"ignore": 0}, ValueError, "ignore: got 0, which is one of the 4 classes"),
-    ({"ignore": 255}, ValueError, r"scribble: got class ids \[4\], expected 0 … 3 or ignore=255"),
+    ({"reduction": "mean"}, ValueError, 'reduction: found \'mean\', expected "batch" or "image"'),
+    ({"logits": torch.zeros(2, 4, 5, 5).long()}, TypeError, r"logits: found dtype torch\.int64, expected floats"),
+    ({"logits": torch.zeros(4, 5, 5)}, ValueError, r"logits: found shape \(4, 5, 5\), expected \[N,C,H,W\]"),
+    ({"scribble": torch.zeros(2, 5, 5).byte()}, TypeError, "scribble: found dtype torch.uint8, expected torch.int64"),
+    ({"scribble": torch.zeros(2, 1, 5, 5).long()}, ValueError, r"scribble: found shape \(2, 1, 5, 5\), expected"),
+    ({"scribble": torch.zeros(2, 5, 4).long()}, ValueError, r"scribble: found shape \(2, 5, 4\), expected \(2, 5, 5\)"),
+    ({"ignore": 3}, ValueError, "ignore: found 3, which is one of the 4 classes"),
+    ({"ignore": 0}, ValueError, "ignore: found 0, which is one of the 4 classes"),
+    ({"ignore": 255}, ValueError, r"scribble: found class ids \[4\], expected 0 … 3 or ignore=255"),
     ({"scribble": torch.full((2, 5, 5), -1)}, ValueError, r"class ids \[-1\], expected 0 … 3 or ignore=4"),
 ])
 def test_wrong_input_is_named(change, error, message):

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.phantom import (
-    acquire,
+    _acquire,
+    _draw_body,
+    _draw_heart,
+    _heart_label,
     blob_level,
-    draw_body,
-    draw_heart,
-    heart_label,
     paint,
     phantom,
 )
-from attenscribble.data.scans import DataError
 
 RV, MYO, LV = 1, 2, 3
 
@@ -151,7 +151,7 @@ def test_hearts_taper_and_end(cases):
 
 def test_groups_differ():
     def sizes(group):
-        hearts = [draw_heart(group, np.random.default_rng(seed))[0] for seed in range(20)]
+        hearts = [_draw_heart(group, np.random.default_rng(seed))[0] for seed in range(20)]
         return np.mean([[h.cavity, h.wall, h.rv_depth] for h in hearts], axis=0)
 
     normal, dilated, thick, right = map(sizes, ("normal", "dilated", "thick", "right"))
@@ -208,16 +208,16 @@ def test_paint_mixes_by_the_covered_share():
 
 
 def test_no_heart_beyond_its_ends():
-    heart = draw_heart("normal", np.random.default_rng(0))[0]
+    heart = _draw_heart("normal", np.random.default_rng(0))[0]
     y, x = np.mgrid[-50:50.0, -70:50.0]
-    assert not heart_label(heart, -0.01, y, x).any() and not heart_label(heart, 1.13, y, x).any()
-    apex = heart_label(heart, 1.06, y, x)
+    assert not _heart_label(heart, -0.01, y, x).any() and not _heart_label(heart, 1.13, y, x).any()
+    apex = _heart_label(heart, 1.06, y, x)
     assert set(np.unique(apex)) == {0, MYO}  # the wall's tip, below the cavity
 
 
 def test_the_air_is_rician():
-    body, grid = draw_body(np.random.default_rng(0)), tuple(np.mgrid[:200.0, :200.0])
-    air = acquire(np.zeros((200, 200)), body, grid, np.random.default_rng(1), noise=0.1)
+    body, grid = _draw_body(np.random.default_rng(0)), tuple(np.mgrid[:200.0, :200.0])
+    air = _acquire(np.zeros((200, 200)), body, grid, np.random.default_rng(1), noise=0.1)
     np.testing.assert_allclose([air.mean(), (air**2).mean()], [0.1 * np.sqrt(np.pi / 2), 2 * 0.01], rtol=0.02)
 
 

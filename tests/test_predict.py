@@ -12,27 +12,30 @@ import pytest
 import torch
 from torch import nn
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.datasets import open_dataset
 from attenscribble.data.folder import folder, read_scan
 from attenscribble.data.grid import Grid
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import Case, DataError, Dataset
-from attenscribble.experiment.commands import main
-from attenscribble.experiment.config import Config
-from attenscribble.experiment.figures import find_runs
-from attenscribble.experiment.inference import (
+from attenscribble.data.scans import Case, Dataset
+from attenscribble.entry.commands import main
+from attenscribble.reporting.figures import find_runs
+from attenscribble.reporting.tables import read_results
+from attenscribble.runs.config import Config
+from attenscribble.runs.inference import (
     find_scans,
     load_mask,
+    load_network,
     normalised_entropy,
     predict_files,
     predict_volume,
     save_mask,
     save_volume,
 )
-from attenscribble.experiment.metrics import hd95
-from attenscribble.experiment.runs import plot_attention_rows, plot_predictions, run_experiment, score
-from attenscribble.experiment.tables import read_results
-from attenscribble.experiment.training import load_model, read_checkpoint, train
+from attenscribble.runs.metrics import hd95
+from attenscribble.runs.run import plot_attention_rows, plot_predictions, run_experiment, score
+from attenscribble.runs.setup import resolve
+from attenscribble.runs.training import read_checkpoint, train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -73,9 +76,9 @@ def user_folder(root: Path, channels=1, labels=0) -> Path:
 
 
 def tiny(**given) -> Config:
-    defaults = {"iterations": 8, "batch": 4, "size": 48, "log_every": 4, "asl_radius": 1, "asl_sigma": 1.1,
+    defaults = {"iterations": 8, "batch": 4, "size": 48, "log_every": 4, "asl_radius": 1, "asl_sigma_xy": 1.1,
                 "profile": "mini", "precision": "float32"}
-    return Config.from_flat(**(defaults | given))
+    return Config(**(defaults | given))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def hearts_run(home) -> Path:
     target = home / "phantom"
     target.mkdir()
     config = tiny(dataset="phantom", method="pce", data_patients=5, data_side=48, data_slices=4)
-    train(config, phantom(patients=5, side=48, slices=4), target)
+    train(resolve(config, phantom(patients=5, side=48, slices=4)), target)
     return target
 
 
@@ -105,7 +108,7 @@ def test_a_scan_is_turned_as_the_training_scans_lay(home):
     target = home / "lps"
     target.mkdir()
     dataset = replace(phantom(patients=5, side=48, slices=4), reading={"axis": "LPS"})
-    state = train(tiny(method="pce", iterations=60, data_patients=5), dataset, target)
+    state = train(resolve(tiny(method="pce", iterations=60, data_patients=5), dataset), target)
     heart = HEARTS[0]
     lies = write(target / "lps.nii.gz", heart.image, tilted(15))
     expected = predict_volume(state.model, read_scan([lies]).image, size=48)
@@ -160,7 +163,7 @@ def test_the_notebook_takes_a_folder(root, tmp_path):
     (folder_,) = (tmp_path / "runs").iterdir()
     assert folder_.name.startswith("mine-pce-") and len(list((folder_ / "masks").iterdir())) == 4
     assert "Nothing was scored" in (tmp_path / "out.ipynb").read_text()
-    assert read_checkpoint(folder_ / "checkpoint.pt")[0]["augmentation"] == "acdc"
+    assert read_checkpoint(folder_ / "checkpoint.pt")["dataset"]["augmentation"] == "acdc"
 
 
 def same_geometry(ours, theirs):
@@ -248,8 +251,8 @@ def test_modalities_train_and_predict(tmp_path, capsys):
 @pytest.mark.parametrize("method", ["random-walker", "scribble2label", "mumford-shah", "ustm", "dual-branch"])
 def test_every_family_of_methods_takes_modalities(tmp_path, method):
     root = user_folder(tmp_path / "two", channels=2)
-    state = train(tiny(dataset="folder", root=str(root), method=method, iterations=3, log_every=1, **(
-        {"own_every": 1} if method == "scribble2label" else {})), folder(root))
+    state = train(resolve(tiny(dataset="folder", root=str(root), method=method, iterations=3, log_every=1, **(
+        {"own_every": 1} if method == "scribble2label" else {})), folder(root)))
     assert state.step == 3 and np.isfinite([row["loss"] for row in state.log]).all()
 
 
@@ -270,9 +273,9 @@ def test_probabilities_and_uncertainty(hearts_run, tmp_path):
     assert 0 <= probs.min() and doubt.get_fdata().min() >= 0 and doubt.get_fdata().max() <= 1
     np.testing.assert_allclose(doubt.get_fdata(), -(probs * np.log(probs + 1e-30)).sum(-1) / np.log(4), atol=1e-5)
     assert (probs.argmax(-1) == np.asarray(mask.dataobj)).mean() > 0.9, "they differ at rims only"
-    model, config = load_model(hearts_run / "checkpoint.pt")
-    assert config.method == "pce"
-    expected = predict_volume(model, read_scan([source]).image, size=48)
+    network = load_network(hearts_run / "checkpoint.pt")
+    assert network.config.method == "pce"
+    expected = predict_volume(network.model, read_scan([source]).image, size=48)
     np.testing.assert_array_equal(np.asarray(mask.dataobj).T, expected)
 
 
@@ -388,13 +391,14 @@ def test_what_is_no_checkpoint(hearts_run, tmp_path):
     for name in ("gone.pt", "empty.pt", "other.pt", "a.nii.gz"):
         with pytest.raises(DataError, match=rf"{name}: found no checkpoint \(\w+\), expected checkpoint.pt of a run"):
             predict_files(tmp_path / name, source, tmp_path / "out")
-    facts, state = read_checkpoint(hearts_run / "checkpoint.pt")
+    state = torch.load(hearts_run / "checkpoint.pt", weights_only=True)
+    facts = state["dataset"]
     assert facts["class_names"] == ("background", "RV", "Myo", "LV") and facts["channels"] == 1
     del state["dataset"]
     torch.save(state, tmp_path / "old.pt")
     with pytest.raises(DataError, match=r"old.pt: found no word on its dataset, expected a checkpoint of this version"):
         predict_files(tmp_path / "old.pt", source, tmp_path / "out")
-    assert load_model(tmp_path / "old.pt", 4)[0].classes == 4, "who knows the classes may still load it"
+    assert load_network(tmp_path / "old.pt", classes=4).model.classes == 4, "who knows the classes may still load it"
 
 
 def test_class_values_are_written_and_read_back(tmp_path):

@@ -14,12 +14,20 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from attenscribble.basics.distributed import (
+    all_reduce,
+    rank,
+    shard,
+    sharded_noise,
+    share_of,
+    world_size,
+)
 from attenscribble.data.phantom import phantom
-from attenscribble.experiment.config import Config
-from attenscribble.experiment.processes import SharedBatchNorm, first_words, launched
-from attenscribble.experiment.runs import run_experiment
-from attenscribble.experiment.training import check_batches, train
-from attenscribble.machine import own_rows, processes, rank, share_of, split, whole
+from attenscribble.runs.config import Config
+from attenscribble.runs.launch import DistributedBatchNorm, _first_traceback, launch
+from attenscribble.runs.run import run_experiment
+from attenscribble.runs.setup import resolve
+from attenscribble.runs.training import check_batches, train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -27,13 +35,13 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 def tiny(**settings) -> Config:
     given = {"data_patients": 5, "size": 48, "batch": 5, "iterations": 3, "log_every": 1, "precision": "float32",
              "lr": 0.001}  # small steps: rounding does not grow
-    return Config.from_flat(**given | settings)
+    return Config(**given | settings)
 
 
 @pytest.mark.parametrize("method", ["ours", "dmsps"])
 def test_two_processes_take_the_steps_of_one(method, tmp_path):
     # of five slices a process takes three, the other two
-    one = train(tiny(method=method), phantom(patients=5))
+    one = train(resolve(tiny(method=method), phantom(patients=5)))
     outcome = run_experiment(tiny(method=method, devices=2, output=str(tmp_path)))
     logs = [pd.DataFrame(log).drop(columns="seconds") for log in (one.log, outcome.log)]
     pd.testing.assert_frame_equal(*logs, rtol=2e-4, atol=1e-6)
@@ -47,7 +55,7 @@ def test_two_processes_take_the_steps_of_one(method, tmp_path):
 
 def test_an_error_of_any_process_is_shown(tmp_path):
     with pytest.raises(RuntimeError, match=r"of 3 processes failed(.|\n)*ValueError: rank 1 says no"):
-        list(launched(3, "import os\nif os.environ['RANK'] == '1': raise ValueError('rank 1 says no')\n"
+        list(launch(3, "import os\nif os.environ['RANK'] == '1': raise ValueError('rank 1 says no')\n"
                          "import time; time.sleep(60)"))
 
 
@@ -55,11 +63,11 @@ def test_an_error_of_any_process_is_shown(tmp_path):
 def test_lines_of_two_processes_stay_whole(unbuffered, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)  # with it, Python writes each line end by itself
     code = "import os\nfor i in range(2000): print(f'line {i} of {os.environ[\"RANK\"]} ends')"
-    assert sorted(launched(2, code)) == sorted(f"line {i} of {rank} ends" for i in range(2000) for rank in range(2))
+    assert sorted(launch(2, code)) == sorted(f"line {i} of {rank} ends" for i in range(2000) for rank in range(2))
 
 
 def test_closing_ends_all_processes():
-    lines = launched(2, "import os, time; print(os.getpid(), flush=True); time.sleep(300)")
+    lines = launch(2, "import os, time; print(os.getpid(), flush=True); time.sleep(300)")
     numbers = [int(line) for line in islice((line for line in lines if line.isdigit()), 2)]
     assert all(psutil.pid_exists(number) for number in numbers)
     lines.close()
@@ -70,8 +78,8 @@ def test_closing_ends_all_processes():
 
 
 def test_an_interrupt_ends_all_processes():
-    code = ("from attenscribble.experiment.processes import launched\n"
-            "for line in launched(2, 'import os, time; print(os.getpid(), flush=True); time.sleep(300)'):\n"
+    code = ("from attenscribble.runs.launch import launch\n"
+            "for line in launch(2, 'import os, time; print(os.getpid(), flush=True); time.sleep(300)'):\n"
             "    print(line, flush=True)")
     caller = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               text=True)
@@ -82,7 +90,7 @@ def test_an_interrupt_ends_all_processes():
 
 
 def test_batches_too_small_for_the_processes_are_refused(monkeypatch):
-    monkeypatch.setattr("attenscribble.experiment.training.processes", lambda: 2)
+    monkeypatch.setattr("attenscribble.runs.training.world_size", lambda: 2)
     check_batches(12, tiny(batch=5))
     with pytest.raises(ValueError, match="last batch of an epoch has 1 of 11 slices"):
         check_batches(11, tiny(batch=5))
@@ -98,30 +106,30 @@ def test_bad_settings(settings, message):
 
 
 def test_alone_everything_is_as_usual():
-    assert processes() == 1 and rank() == 0 and "RANK" not in os.environ
+    assert world_size() == 1 and rank() == 0 and "RANK" not in os.environ
     counted = torch.tensor(3.0)
-    assert whole(counted) is counted
+    assert all_reduce(counted) is counted
     assert share_of(torch.tensor(6.0), 3) == 2 and share_of(torch.tensor(0.0), 0) == 0
-    with split(5) as part:
+    with shard(5) as part:
         assert part == slice(0, 5)
-    assert torch.equal(own_rows(torch.ones, 4), torch.ones(4))
+    assert torch.equal(sharded_noise(torch.ones, 4), torch.ones(4))
     torch.manual_seed(0)
-    shared, plain = SharedBatchNorm(3), nn.BatchNorm2d(3)
+    shared, plain = DistributedBatchNorm(3), nn.BatchNorm2d(3)
     features = torch.randn(4, 3, 5, 5)
     assert_close(shared(features), plain(features))
 
 
 @pytest.mark.parametrize("count, total, expected", [(3, 8, [3, 3, 2]), (2, 5, [3, 2]), (4, 3, [1, 1, 1, 0])])
 def test_parts_cover_a_batch_once(monkeypatch, count, total, expected):
-    monkeypatch.setattr("attenscribble.machine.processes", lambda: count)
+    monkeypatch.setattr("attenscribble.basics.distributed.world_size", lambda: count)
     seen = []
     for number in range(count):
-        monkeypatch.setattr("attenscribble.machine.rank", lambda number=number: number)
-        with split(total) as part:
+        monkeypatch.setattr("attenscribble.basics.distributed.rank", lambda number=number: number)
+        with shard(total) as part:
             rows = list(range(total))[part]
-            assert own_rows(torch.arange, len(rows)).tolist() == rows
+            assert sharded_noise(torch.arange, len(rows)).tolist() == rows
             with pytest.raises(ValueError, match=f"found {len(rows) + 1} images, expected {len(rows)} of a batch of"):
-                own_rows(torch.arange, len(rows) + 1)
+                sharded_noise(torch.arange, len(rows) + 1)
             seen.append(rows)
     assert [len(rows) for rows in seen] == expected and list(chain(*seen)) == list(range(total))
 
@@ -129,5 +137,5 @@ def test_parts_cover_a_batch_once(monkeypatch, count, total, expected):
 def test_the_first_traceback_is_what_counts():
     noise = ["starting\n", "Traceback (most recent call last):\n", '  File "a.py"\n', "KeyError: 'x'\n",
              "Traceback (most recent call last):\n", "  more\n", "ChildFailedError\n"]
-    assert first_words(noise) == "".join(noise[1:4])
-    assert first_words(["a\n"] * 12) == "a\n" * 10
+    assert _first_traceback(noise) == "".join(noise[1:4])
+    assert _first_traceback(["a\n"] * 12) == "a\n" * 10

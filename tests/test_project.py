@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import zipfile
 from configparser import ConfigParser
 
 import pytest
@@ -76,24 +75,26 @@ def test_declared_pythons_are_the_pinned_ones():
 def test_one_version():
     settings = ConfigParser()
     settings.read(ROOT / "settings.ini")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (newest, *_) = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert settings["DEFAULT"]["version"] == PROJECT["version"] == attenscribble.__version__
+    assert cited["version"] == newest == PROJECT["version"]
+    assert cited["url"] == cited["repository-code"] == PROJECT["urls"]["Source"] == settings["DEFAULT"]["git_url"]
 
 
-def test_the_wheel_holds_every_module_its_type_marker_and_the_licence(tmp_path):
-    for path in project_files():
-        if path.parts[0] == "attenscribble" or path.name in ("pyproject.toml", "README.md", "LICENSE"):
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path).write_bytes((ROOT / path).read_bytes())
-    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", *offline, "-w", "dist", "."], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = (tmp_path / "dist").glob("attenscribble-*.whl")
-    shipped = set(zipfile.ZipFile(wheel).namelist())
-    expected = {path.as_posix() for path in project_files() if path.parts[0] == "attenscribble"}
-    assert "attenscribble/py.typed" in expected and expected <= shipped, sorted(expected - shipped)
-    assert {name.split("/")[0] for name in shipped - expected} == {f"attenscribble-{PROJECT['version']}.dist-info"}
-    assert any(name.endswith("/LICENSE") for name in shipped)
+def test_every_version_of_the_changelog_has_its_address():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)
+    addresses = dict(re.findall(r"^\[(.+?)\]: (\S+)$", text, re.MULTILINE))
+    assert list(addresses) == versions and len(versions) > 1
+    for version, address in addresses.items():
+        assert address.startswith(PROJECT["urls"]["Source"] + "/") and address.endswith(f"v{version}")
+
+
+def test_continuous_integration_runs_the_project_s_script_on_the_declared_pythons():
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == list(PYTHONS)
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
 
 
 def test_style():

@@ -2,11 +2,10 @@
 
 import re
 
+from attenscribble.annotation import annotator
+from attenscribble.annotation.session import open_session
 from attenscribble.data.phantom import phantom
-from attenscribble.experiment import annotator
-from attenscribble.experiment.desk import open_desk
-from attenscribble.experiment.inference import save_volume
-from attenscribble.experiment.tables import (
+from attenscribble.reporting.tables import (
     compare,
     describe,
     order_agreement,
@@ -14,6 +13,7 @@ from attenscribble.experiment.tables import (
     results_table,
     write_table,
 )
+from attenscribble.runs.inference import save_volume
 
 
 def run(root, heading: str) -> dict:
@@ -30,7 +30,7 @@ def test_the_annotators_example_opens_a_scan(root, tmp_path, monkeypatch):
     heart = next(phantom(patients=1, side=48, slices=3).cases())
     save_volume(heart.image, heart, tmp_path / "scan.nii.gz")
     opened = []
-    monkeypatch.setattr(annotator, "open_desk", lambda *given: opened.append(open_desk(*given)) or opened[-1])
+    monkeypatch.setattr(annotator, "open_session", lambda *given: opened.append(open_session(*given)) or opened[-1])
     run(root, "Draw in the notebook")
     assert opened[0].labels.names == ("background", "liver", "spleen") and opened[0].root == tmp_path / "annotated"
 

@@ -9,22 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from attenscribble.book import assert_same
+from attenscribble.basics.checking import assert_same
+from attenscribble.basics.distributed import mean_of
 from attenscribble.data.batches import Batch, Draw, SliceStore
 from attenscribble.data.phantom import phantom
-from attenscribble.experiment.commands import main
-from attenscribble.experiment.config import Config
-from attenscribble.experiment.inference import predict_volume
-from attenscribble.experiment.metrics import dice
-from attenscribble.experiment.training import train
+from attenscribble.entry.commands import main
 from attenscribble.method.objective import (
     METHODS,
     SEGMENTATION,
-    Evidence,
+    LossContext,
     Method,
-    MethodSwitches,
     Objective,
-    Switches,
     Term,
     after,
     dense_loss,
@@ -32,9 +27,27 @@ from attenscribble.method.objective import (
     register,
     rise,
 )
-from attenscribble.rivals.branches import DualBranchUNet, hard_label_term, mixed_probs, second_logits, soft_label_term
-from attenscribble.rivals.pseudo import LabelSwitches, RandomWalker, RunningMean, WalkerSwitches, walker_labels
-from attenscribble.rivals.regularisers import contour_length, entropy_loss, mumford_shah_loss, perimeter_loss
+from attenscribble.method.switches import MethodSwitches, Switches
+from attenscribble.rivals.branches import (
+    DualBranchUNet,
+    hard_label_term,
+    mixed_probs,
+    second_logits,
+    soft_label_term,
+)
+from attenscribble.rivals.pseudo import (
+    LabelSwitches,
+    RandomWalker,
+    RunningMean,
+    WalkerSwitches,
+    walker_labels,
+)
+from attenscribble.rivals.regularisers import (
+    contour_length,
+    entropy_loss,
+    mumford_shah_loss,
+    perimeter_loss,
+)
 from attenscribble.rivals.teachers import (
     CompetitionSwitches,
     Ema,
@@ -44,6 +57,11 @@ from attenscribble.rivals.teachers import (
     firm_labels,
     uncertainty,
 )
+from attenscribble.runs.config import Config
+from attenscribble.runs.inference import predict_volume
+from attenscribble.runs.metrics import dice
+from attenscribble.runs.setup import resolve
+from attenscribble.runs.training import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -54,11 +72,11 @@ BEYOND = ("dmsps", "scribblevs", "contour-walker")
 
 def tiny(**given):
     "Settings of a run that takes seconds."
-    defaults = {"iterations": 60, "batch": 4, "size": 48, "log_every": 5, "asl_radius": 1, "asl_sigma": 1.1,
+    defaults = {"iterations": 60, "batch": 4, "size": 48, "log_every": 5, "asl_radius": 1, "asl_sigma_xy": 1.1,
                 "data_patients": 5, "data_side": 48, "data_slices": 4, "precision": "float32"}
     if given.get("method") == "scribble2label":
-        defaults["own_every"] = 3
-    return Config.from_flat(**(defaults | given))
+        defaults["method_every"] = 3
+    return Config(**(defaults | given))
 
 
 def draws(*given):
@@ -72,7 +90,7 @@ def hearts():
     return phantom(patients=5, side=48, slices=4)
 
 
-def evidence_of(method, kind, pseudo=True):
+def context_of(method, kind, pseudo=True):
     "A batch of one kind, seen by a small network of a method; with everything that any term may ask for."
     torch.manual_seed(0)
     target = torch.full((3, 16, 16), 4)
@@ -85,12 +103,12 @@ def evidence_of(method, kind, pseudo=True):
     if METHODS[method].target == "label":
         batch = dataclasses.replace(batch, target=target.where(target != 4, 0))
     model = METHODS[method].network(1, 4, MethodSwitches())
-    own = METHODS[method].switches()
-    teacher = METHODS[method].teacher(model, own) if METHODS[method].teacher else None
+    options = METHODS[method].options()
+    teacher = METHODS[method].teacher(model, options) if METHODS[method].teacher else None
     logits = model(batch.image)
     if kind == "saturated":
         logits = logits * 1e4
-    return Evidence(logits, batch, Config.from_flat(asl_radius=1), model, teacher, step=1, iterations=2), model
+    return LossContext(logits, batch, Config(asl_radius=1), model, teacher, step=1, iterations=2), model
 
 
 # ---- entries
@@ -105,30 +123,30 @@ def test_all_rows_of_the_paper_are_registered_and_some_more():
 @pytest.mark.parametrize("kind", ["nothing", "one class", "two classes", "saturated"])
 @pytest.mark.parametrize("name", [*PAPER, *BEYOND])
 def test_every_loss_and_gradient_is_finite(name, kind):
-    evidence, model = evidence_of(name, kind)
-    loss, logged = Objective(METHODS[name])(evidence)
+    context, model = context_of(name, kind)
+    loss, logged = Objective(METHODS[name])(context)
     loss.backward()
     assert loss.isfinite() and all(value.isfinite() for value in logged.values())
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients and all(g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize("name", [n for n in [*PAPER, *BEYOND] if METHODS[n].switches.released])
+@pytest.mark.parametrize("name", [n for n in [*PAPER, *BEYOND] if METHODS[n].options.released])
 def test_a_released_switch_changes_the_run(name):
     ours, theirs = tiny(method=name), tiny(method=name, preset="released")
-    assert not ours.own.keys() & METHODS[name].switches.released.keys()
-    assert METHODS[name].switches.released.items() <= theirs.own.items() and ours.run_id != theirs.run_id
+    assert not ours.method_options.keys() & METHODS[name].options.released.keys()
+    assert METHODS[name].options.released.items() <= theirs.method_options.items() and ours.run_id != theirs.run_id
 
 
-def test_an_unknown_own_switch_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"own_swaped: unknown setting; did you mean 'own_swapped'\?"):
-        tiny(method="mumford-shah", own_swaped=True)
-    with pytest.raises(ValueError, match="own_swapped: unknown setting"):
-        tiny(method="pce", own_swapped=True)
-    with pytest.raises(ValueError, match=r"own.*threshold"):
-        tiny(method="scribble2label", own_threshold="2")
-    assert tiny(method="mumford-shah", own_swapped="true").own == {"swapped": True}
-    assert tiny(method="mumford-shah", own_swapped="false") == tiny(method="mumford-shah")
+def test_an_unknown_switch_of_a_method_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"method_swaped: unknown setting; did you mean 'method_swapped'\?"):
+        tiny(method="mumford-shah", method_swaped=True)
+    with pytest.raises(ValueError, match="method_swapped: unknown setting"):
+        tiny(method="pce", method_swapped=True)
+    with pytest.raises(ValueError, match=r"method_threshold: found '2'"):
+        tiny(method="scribble2label", method_threshold="2")
+    assert tiny(method="mumford-shah", method_swapped="true").method_options == {"swapped": True}
+    assert tiny(method="mumford-shah", method_swapped="false") == tiny(method="mumford-shah")
 
 
 def test_the_commands_list_what_is_registered(capsys):
@@ -146,15 +164,15 @@ def test_a_method_of_ones_own_trains(hearts):
     class Size(Switches):
         largest: float = 0.2
 
-    def size_term(evidence):
-        return ((1 - evidence.probs[:, 0]).mean((1, 2)) - evidence.own.largest).clamp(min=0).square().mean()
+    def size_term(context):
+        return mean_of(((1 - context.probs[:, 0]).mean((1, 2)) - context.options.largest).clamp(min=0).square())
 
     try:
         register(Method("size", "Size", "this test", (SEGMENTATION, Term("size", size_term, 10.0, ramp=rise(0.5))),
-                        switches=Size, settings={"lr": 0.02, "momentum": 0.8}))
-        config = tiny(method="size", iterations=12, own_largest=0.05)
+                        options=Size, settings={"lr": 0.02, "momentum": 0.8}))
+        config = tiny(method="size", iterations=12, method_largest=0.05)
         assert config.lr == 0.03 and config.momentum == 0.8  # profile over method over defaults
-        row = train(config, hearts).log[-1]
+        row = train(resolve(config, hearts)).log[-1]
         assert {"seg", "size"} <= set(row) and row["size"] > 0
         with pytest.raises(ValueError, match="'size' is registered already: this test"):
             register(Method("size", "Other", "elsewhere", (SEGMENTATION,)))
@@ -177,7 +195,7 @@ def mean_dsc(found: np.ndarray, label: np.ndarray) -> float:
 @pytest.mark.parametrize("name", sorted({*PAPER, *BEYOND} - {"fully", "pce", "ours", "ours-without-asl"}))
 def test_it_learns_repeats_and_beats_chance(hearts, name):
     config = tiny(method=name)
-    first, again = train(config, hearts), train(config, hearts)
+    first, again = train(resolve(config, hearts)), train(resolve(config, hearts))
     for (key, a), b in zip(first.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
     leading = [row[METHODS[name].terms[0].name] for row in first.log]
@@ -196,9 +214,9 @@ def test_an_interrupted_rival_ends_as_an_uninterrupted_one(hearts, tmp_path, nam
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, hearts, tmp_path, interrupt)
-    resumed, whole = train(config, hearts, tmp_path), train(config, hearts)
-    for (key, a), b in zip(resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        train(resolve(config, hearts), tmp_path, interrupt)
+    resumed, uncut = train(resolve(config, hearts), tmp_path), train(resolve(config, hearts))
+    for (key, a), b in zip(resumed.model.state_dict().items(), uncut.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
 
 
@@ -349,7 +367,7 @@ def test_without_all_organs_the_released_walker_says_background():
     assert (ours == 1).any() and (theirs == 0).all()
 
 
-class Says(nn.Module):
+class Constant(nn.Module):
     "Gives every pixel the same logits, and remembers its mode."
 
     def __init__(self, *logits):
@@ -365,7 +383,7 @@ def test_the_running_mean_believes_after_eight_updates_and_leaves_strokes_alone(
     marks = np.full((8, 8), 4)
     marks[2, 2:6] = 3
     store = one_slice(marks)
-    guesses, model = RunningMean(store, LabelSwitches(every=5), 16), Says(0.0, 40.0, 0.0, 0.0)
+    guesses, model = RunningMean(store, LabelSwitches(every=5), 16), Constant(0.0, 40.0, 0.0, 0.0)
     for step in range(0, 41):
         guesses.refresh(model, step, None)
         known = store.batch(torch.tensor([0]), 8).pseudo != 4
@@ -378,7 +396,7 @@ def test_the_released_running_mean_asks_one_slice_at_a_time_in_training_mode():
     marks = np.full((1, 8, 8), 4, np.uint8)
     marks[0, 0] = 0
     case = SimpleNamespace(name="c", image=np.zeros((3, 8, 8), np.float32), scribble=np.repeat(marks, 3, 0))
-    store, model = SliceStore([case], classes=4, ignore=4), Says(40.0, 0.0, 0.0, 0.0)
+    store, model = SliceStore([case], classes=4, ignore=4), Constant(40.0, 0.0, 0.0, 0.0)
     guesses = RunningMean(store, LabelSwitches(every=1, eval_mode=False, margin=False), 16)
     guesses.refresh(model.eval(), 1, None)
     assert model.modes == {(True, 1)} and not model.training
@@ -414,13 +432,13 @@ def test_consistency_is_the_slow_sum_over_sure_pixels():
     torch.manual_seed(3)
     logits = torch.randn(2, 4, 6, 6, requires_grad=True)
     batch = Batch(torch.rand(2, 1, 6, 6), torch.full((2, 6, 6), 4), torch.tensor([True] * 2), torch.arange(2), 4)
-    said = torch.randn(2, 4, 6, 6) * 2
-    teacher = lambda image: said
-    evidence = Evidence(logits, batch, MethodSwitches(), teacher=teacher, step=1, iterations=2, own=UstmSwitches())
+    taught = torch.randn(2, 4, 6, 6) * 2
+    context = LossContext(logits, batch, MethodSwitches(), teacher=lambda image: taught, step=1, iterations=2,
+                          options=UstmSwitches())
     state = torch.get_rng_state()
-    loss = consistency_term(evidence)
+    loss = consistency_term(context).mean()
     torch.set_rng_state(state)
-    turned, probs = logits.softmax(1).rot90(int(torch.randint(4, ())), (2, 3)), said.softmax(1)
+    turned, probs = logits.softmax(1).rot90(int(torch.randint(4, ())), (2, 3)), taught.softmax(1)
     bound, total, sure = (0.75 + 0.25 * math.exp(-5 * 0.25)) * math.log(4), 0, 0
     for n, y, x in np.ndindex(2, 6, 6):
         p = probs[n, :, y, x]
@@ -428,10 +446,10 @@ def test_consistency_is_the_slow_sum_over_sure_pixels():
             total, sure = total + ((turned[n, :, y, x] - p) ** 2).sum(), sure + 1
     assert 0 < sure < 72
     torch.testing.assert_close(loss, total / (2 * sure))
-    evidence.own = UstmSwitches(two_classes=True)
-    before = evidence.notes["sure"]
-    consistency_term(evidence)
-    assert evidence.notes["sure"] < before
+    context.options = UstmSwitches(two_classes=True)
+    before = context.notes["sure"].mean()
+    consistency_term(context)
+    assert context.notes["sure"].mean() < before
 
 
 def test_uncertainty_is_entropy():
@@ -445,11 +463,12 @@ def test_the_better_reader_of_the_strokes_gives_the_labels():
     target[0, 0] = 0
     batch = Batch(torch.zeros(1, 1, 4, 4), target, torch.tensor([True]), torch.arange(1), 4)
     for ours, theirs, wins in ((bad, good, 1), (good, bad, 0)):
-        evidence = Evidence(ours.expand(1, 4, 4, 4).clone().requires_grad_(), batch, MethodSwitches(),
-                            teacher=lambda image, said=theirs: said.expand(1, 4, 4, 4), own=CompetitionSwitches())
-        loss = competition_term(evidence)
-        torch.testing.assert_close(loss, dense_loss(evidence.logits, torch.zeros(1, 4, 4, dtype=torch.long), ignore=4))
-        assert evidence.notes["teacher_wins"] == wins
+        context = LossContext(ours.expand(1, 4, 4, 4).clone().requires_grad_(), batch, MethodSwitches(),
+                              teacher=lambda image, logits=theirs: logits.expand(1, 4, 4, 4),
+                              options=CompetitionSwitches())
+        loss = competition_term(context).mean()
+        torch.testing.assert_close(loss, dense_loss(context.logits, torch.zeros(1, 4, 4, dtype=torch.long), ignore=4))
+        assert context.notes["teacher_wins"].mean() == wins
     unsure = torch.zeros(1, 4, 4, 4)
     assert (firm_labels(unsure.softmax(1), 0.5, 4) == 4).all()
 
@@ -470,12 +489,12 @@ def test_the_second_branch_leaves_the_first_alone_and_needs_training_mode():
     quiet = model.eval()(image)
     assert quiet.shape == (2, 4, 16, 16)
     batch = Batch(image, torch.full((2, 16, 16), 4), torch.tensor([True] * 2), torch.arange(2), 4)
-    evidence = Evidence(quiet, batch, MethodSwitches(), model)
-    with pytest.raises(ValueError, match="needs the second branch of a DualBranchUNet in training mode"):
-        second_logits(evidence)
+    context = LossContext(quiet, batch, MethodSwitches(), model)
+    with pytest.raises(ValueError, match="model: found a DualBranchUNet without logits of a second branch, expected"):
+        second_logits(context)
     model.train()(image)
-    assert second_logits(evidence).shape == (2, 4, 16, 16)
-    second_logits(evidence).sum().backward()
+    assert second_logits(context).shape == (2, 4, 16, 16)
+    second_logits(context).sum().backward()
     assert all(p.grad is None for p in model.decoder.parameters()) and model.encoder[0][0].weight.grad is not None
 
 
@@ -483,23 +502,23 @@ def test_hard_and_soft_labels_against_slow_forms():
     torch.manual_seed(1)
     logits, second = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 5)
     batch = Batch(torch.rand(2, 1, 4, 5), torch.full((2, 4, 5), 9), torch.tensor([True] * 2), torch.arange(2), 9)
-    evidence = Evidence(logits, batch, MethodSwitches(), SimpleNamespace(auxiliary=second),
-                        own=METHODS["dmsps"].switches())
+    context = LossContext(logits, batch, MethodSwitches(), SimpleNamespace(auxiliary=second),
+                          options=METHODS["dmsps"].options())
     state = torch.get_rng_state()
-    share = torch.rand(())
+    weight = torch.rand(())
     probs = logits.softmax(1), second.softmax(1)
-    mixture = mixed_probs(*probs, share)
+    mixture = mixed_probs(*probs, weight)
     assert not mixture.requires_grad
     torch.set_rng_state(state)
     by_hand = sum(dice_loss(p, mixture.argmax(1), ignore=9) for p in probs) / 2
-    torch.testing.assert_close(hard_label_term(evidence), by_hand)
+    torch.testing.assert_close(hard_label_term(context).mean(), by_hand)
     torch.set_rng_state(state)
     soft = [-(mixture * z.log_softmax(1)).sum(1).mean() for z in (logits, second)]
-    torch.testing.assert_close(soft_label_term(evidence), sum(soft) / 2)
-    evidence.own = METHODS["dmsps"].switches(double_softmax=True)
+    torch.testing.assert_close(soft_label_term(context).mean(), sum(soft) / 2)
+    context.options = METHODS["dmsps"].options(double_softmax=True)
     torch.set_rng_state(state)
     twice = [-(mixture * p.log_softmax(1)).sum(1).mean() for p in probs]
-    torch.testing.assert_close(soft_label_term(evidence), sum(twice) / 2)
+    torch.testing.assert_close(soft_label_term(context).mean(), sum(twice) / 2)
 
 
 # ---- regularisers
@@ -521,8 +540,8 @@ def test_mumford_shah_by_hand_and_swapped():
     assert mumford_shah_loss(probs, 1 - row).item() == 0.5  # a region's own intensity does not matter
     # swapped: Σ_c Σ (P_c − ν_c)² I with ν = mean of P where the image is bright: (0, 1), exactly P there
     assert mumford_shah_loss(probs, row, swapped=True).item() == 0.5
-    split = torch.tensor([0.0, 1, 0, 1]).view(1, 1, 1, 4)
-    probs = torch.cat((1 - split, split), 1)  # of the bright pixels each class has ½: 2 × 2 × ¼ = 1, border 6
+    comb = torch.tensor([0.0, 1, 0, 1]).view(1, 1, 1, 4)
+    probs = torch.cat((1 - comb, comb), 1)  # of the bright pixels each class has ½: 2 × 2 × ¼ = 1, border 6
     assert mumford_shah_loss(probs, row, swapped=True).item() == pytest.approx((1 + 6) / 4)
     assert mumford_shah_loss(probs, row).item() == pytest.approx((4 * 0.25 + 6) / 4)
 

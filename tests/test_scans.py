@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.exposure import cumulative_distribution
 
+from attenscribble.basics.errors import DataError
 from attenscribble.data.scans import (
     ACDC_IGNORE,
     Case,
-    DataError,
     Dataset,
     acdc,
     already_cut,
@@ -434,11 +434,11 @@ def test_slices_are_stacked_by_number(tmp_path):
 
 
 def test_a_volume_wins_over_its_slices(tmp_path):
-    whole = np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
-    write_h5(tmp_path / "ACDC_training_volumes" / "patient001_frame01.h5", whole)
-    write_h5(tmp_path / "ACDC_training_slices" / "patient001_frame01_slice_7.h5", whole[0])
+    stack = np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    write_h5(tmp_path / "ACDC_training_volumes" / "patient001_frame01.h5", stack)
+    write_h5(tmp_path / "ACDC_training_slices" / "patient001_frame01_slice_7.h5", stack[0])
     (case,) = wsl4mis(tmp_path).cases()
-    np.testing.assert_array_equal(case.image, whole)
+    np.testing.assert_array_equal(case.image, stack)
     assert case.scribble is None and case.label is None and case.source.endswith("patient001_frame01.h5")
 
 
@@ -562,6 +562,6 @@ def test_real_slices_equal_their_volume(data_root, tmp_path):
     for path in (data_root / "wsl4mis_h5").glob("patient001_frame01_slice_*.h5"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (slices,) = wsl4mis(tmp_path).cases()
-    whole = next(wsl4mis(data_root / "wsl4mis_h5").cases())
-    np.testing.assert_array_equal(slices.image, whole.image[:3])
-    np.testing.assert_array_equal(slices.scribble, whole.scribble[:3])
+    stack = next(wsl4mis(data_root / "wsl4mis_h5").cases())
+    np.testing.assert_array_equal(slices.image, stack.image[:3])
+    np.testing.assert_array_equal(slices.scribble, stack.scribble[:3])

@@ -10,10 +10,10 @@ from skimage.morphology import convex_hull_image, skeletonize
 
 from attenscribble.data.scans import acdc
 from attenscribble.data.scribbles import (
+    _around_organs,
+    _core,
     annotated_share,
-    around_organs,
     centre_line,
-    core,
     depth_px,
     draw_path,
     largest_parts,
@@ -101,7 +101,7 @@ def test_the_background_stroke_runs_around_the_organs():
     ids = heart(128)
     hull = convex_hull_image(ids > 0)
     for seed in range(5):
-        rows, columns = np.nonzero(scribble_of(ids, seed, reach=(1, 1)) == 0)
+        rows, columns = np.nonzero(scribble_of(ids, seed, drawn_share=(1, 1)) == 0)
         assert not hull[rows, columns].any()
         assert distance_transform_edt(~hull)[rows, columns].max() < 2 * 0.1 * 128
         angles = np.arctan2(rows - 64, columns - 60)
@@ -112,7 +112,7 @@ def test_organs_that_leave_no_room_around_them():
     ids = np.ones((20, 20), int)
     ids[8:12, 8:12] = 0  # the only background lies inside the hull
     scribble_of(ids)
-    np.testing.assert_array_equal(around_organs(ids == 1, ids == 0, np.random.default_rng(0)), ids == 0)
+    np.testing.assert_array_equal(_around_organs(ids == 1, ids == 0, np.random.default_rng(0)), ids == 0)
 
 
 @pytest.mark.parametrize("shape", [(256, 216), (96, 96), (40, 64)])
@@ -136,11 +136,11 @@ def test_depth_agrees_with_its_definition():
 
 def test_only_fat_regions_have_a_core():
     disc = np.hypot(*np.mgrid[-20:21, -20:21]) < 18
-    assert core(disc)[20, 20] and not (core(disc) & ~binary_erosion(disc, iterations=8)).any()
+    assert _core(disc)[20, 20] and not (_core(disc) & ~binary_erosion(disc, iterations=8)).any()
     assert centre_line(disc).sum() > 50 and not centre_line(disc)[20, 20]
     bar = np.zeros((20, 60), bool)
     bar[8:13] = True
-    assert not core(bar).any() and not core(np.zeros((0, 3), bool)).any()
+    assert not _core(bar).any() and not _core(np.zeros((0, 3), bool)).any()
     np.testing.assert_array_equal(centre_line(bar), skeletonize(bar))
 
 
@@ -168,11 +168,11 @@ def test_the_pen_leaves_no_gap_and_stays_thin():
     assert not draw_path(np.array([[-3.0, -3.0], [-3.0, 9.0]]), (5, 5)).any()
 
 
-def test_strokes_keep_clear_of_the_border_and_obey_reach():
+def test_strokes_keep_clear_of_the_border_and_keep_their_share():
     disc = np.hypot(*np.mgrid[-20:21, -20:21]) < 18
-    drawn = [stroke(disc, np.random.default_rng(seed), reach=(1, 1)) for seed in range(10)]
+    drawn = [stroke(disc, np.random.default_rng(seed), drawn_share=(1, 1)) for seed in range(10)]
     assert np.median(np.concatenate([depth_px(disc)[one] for one in drawn])) > 5
-    short = [stroke(disc, np.random.default_rng(seed), reach=(0.2, 0.2)) for seed in range(10)]
+    short = [stroke(disc, np.random.default_rng(seed), drawn_share=(0.2, 0.2)) for seed in range(10)]
     assert 0.1 < np.sum(short) / np.sum(drawn) < 0.35
     with pytest.raises(ValueError, match=r"region: found no pixel"):
         stroke(np.zeros((3, 3), bool), np.random.default_rng(0))
@@ -198,8 +198,8 @@ def test_shares_count_pixels():
     ({"label": np.full((2, 2), -1)}, r"label: found the values \[-1\]"),
     ({"ignore": 3}, r"ignore: found 3, expected 4 \(the number of classes\) to 255"),
     ({"ignore": 256}, r"ignore: found 256"),
-    ({"reach": (0.5, 1.5)}, r"reach: found \(0.5, 1.5\), expected 0 < low ≤ high ≤ 1"),
-    ({"reach": (0.0, 0.5)}, r"reach: found \(0.0, 0.5\)"),
+    ({"drawn_share": (0.5, 1.5)}, r"drawn_share: found \(0.5, 1.5\), expected 0 < low ≤ high ≤ 1"),
+    ({"drawn_share": (0.0, 0.5)}, r"drawn_share: found \(0.0, 0.5\)"),
 ])
 def test_wrong_arguments_are_named(arguments, message):
     given_all = {"label": heart(), "rng": np.random.default_rng(0), "classes": 4, "ignore": IGNORE} | arguments

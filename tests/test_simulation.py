@@ -15,14 +15,14 @@ from attenscribble.data.scans import acdc
 from attenscribble.data.scribbles import annotated_share
 from attenscribble.data.simulation import (
     PROCEDURES,
-    Page,
+    LabelSlice,
     _arc,
+    _rows_and_columns,
     by_border,
     by_paper,
     by_walk,
     dilated_hull,
     guess_dsc,
-    rows_and_columns,
     shorten,
     simulate,
     skeleton,
@@ -57,10 +57,9 @@ def abdomen(side=96):
     return stack
 
 
-def page(ids, seed=0, shadow=None, classes=4):
-    "A page of its own."
-    organs = (ids != 0) & (ids != IGNORE)
-    return Page(ids, classes, IGNORE, organs if shadow is None else shadow, np.random.default_rng(seed))
+def label_slice(ids, seed=0):
+    "A slice of a volume that holds nothing else."
+    return LabelSlice(ids, 4, IGNORE, (ids != 0) & (ids != IGNORE), np.random.default_rng(seed))
 
 
 def topology(mask):
@@ -75,7 +74,8 @@ labels = st.integers(2, 3).flatmap(lambda dims: arrays(
 SETTINGS = [("paper", {}), ("paper", {"bg_scribble": "clipped"}), ("paper", {"bg_scribble": "outline", "margin_px": 0}),
             ("paper", {"hull": "volume", "dilation": "square"}), ("skeleton", {}),
             ("walk", {}), ("walk", {"stretch": 0, "turn": 3.0}), ("border", {}),
-            ("border", {"gap_px": (0.1, 9), "arc": (1, 1)}), ("hand", {}), ("hand", {"reach": (0.1, 1), "wobble": 2.0})]
+            ("border", {"gap_px": (0.1, 9), "arc": (1, 1)}), ("hand", {}),
+            ("hand", {"drawn_share": (0.1, 1), "wobble": 2.0})]
 
 
 @settings(max_examples=300, deadline=None)
@@ -135,11 +135,11 @@ def test_dtype_layout_and_ignore_do_not_matter(how):
 @pytest.mark.parametrize("how", HANDS)
 def test_a_slice_is_the_same_alone_and_in_any_order(how):
     ids, options = abdomen(), {"classes": 4, "ignore": IGNORE, "seed": 5, "case": "patient007", "length": 0.5}
-    whole = simulate(ids, how, **options)
-    np.testing.assert_array_equal(simulate(ids, how, **options), whole)
+    volume = simulate(ids, how, **options)
+    np.testing.assert_array_equal(simulate(ids, how, **options), volume)
     for z in (3, 1, 4, 2):
-        np.testing.assert_array_equal(simulate(ids[z], how, z=z, **options), whole[z])
-    np.testing.assert_array_equal(simulate(ids[2:], how, z=2, **options), whole[2:])
+        np.testing.assert_array_equal(simulate(ids[z], how, z=z, **options), volume[z])
+    np.testing.assert_array_equal(simulate(ids[2:], how, z=2, **options), volume[2:])
 
 
 @pytest.mark.parametrize("how", RANDOM)
@@ -212,7 +212,7 @@ def test_the_pen_is_round():
 
 @pytest.mark.parametrize("shape", [(30, 40), (256, 216), (3, 3)])
 def test_rows_and_columns(shape):
-    line = rows_and_columns(shape)
+    line = _rows_and_columns(shape)
     assert line.sum() == 2 * sum(shape) - 4
     assert np.flatnonzero(line.all(1)).tolist() == [shape[0] // 3, 2 * shape[0] // 3]
     assert np.flatnonzero(line.all(0)).tolist() == [shape[1] // 3, 2 * shape[1] // 3]
@@ -254,23 +254,23 @@ def test_readings_of_the_paper():
 
 def test_the_hull_of_the_volume_reaches_further():
     stack = abdomen()
-    own, whole = (checked(stack, "paper", hull=hull) == 0 for hull in ("slice", "volume"))
-    assert not dilated_hull(stack[1] > 0)[whole[1]].all() and dilated_hull(stack[1] > 0)[own[1]].all()
-    assert dilated_hull((stack > 0).any(0))[whole[1]].all()
-    np.testing.assert_array_equal(own[2], whole[2])  # this slice has all organs
-    np.testing.assert_array_equal(own[0], whole[0])  # and this one none: rows and columns all the same
+    near, far = (checked(stack, "paper", hull=hull) == 0 for hull in ("slice", "volume"))
+    assert not dilated_hull(stack[1] > 0)[far[1]].all() and dilated_hull(stack[1] > 0)[near[1]].all()
+    assert dilated_hull((stack > 0).any(0))[far[1]].all()
+    np.testing.assert_array_equal(near[2], far[2])  # this slice has all organs
+    np.testing.assert_array_equal(near[0], far[0])  # and this one none: rows and columns all the same
 
 
 def test_margin_moves_the_background_outwards():
     distance = distance_transform_edt(~convex_hull_image(abdomen()[1] > 0))
-    reach = [distance[checked(abdomen()[1], "paper", margin_px=margin) == 0].mean() for margin in (2, 5, 15)]
-    assert reach[0] < reach[1] < reach[2]
+    far = [distance[checked(abdomen()[1], "paper", margin_px=margin) == 0].mean() for margin in (2, 5, 15)]
+    assert far[0] < far[1] < far[2]
 
 
 def test_background_out_of_reach_of_the_hull_is_marked_all_the_same():
     ids = np.full((30, 60), IGNORE)
     ids[:, :10], ids[10:20, 40:50] = 0, 1  # between them nobody knows
-    assert not (by_paper(page(ids))[0] & (ids == 0)).any()
+    assert not (by_paper(label_slice(ids))[0] & (ids == 0)).any()
     checked(ids, "paper")
 
 
@@ -282,7 +282,7 @@ def test_a_walk_stays_in_one_piece_and_grows_with_stretch():
     ids[10:40, 10:40], ids[50:56, 50:56], ids[70, 70] = 1, 1, 1  # large, small, a speck
     sizes = []
     for stretch in (0.5, 2, 8):
-        line = by_walk(page(ids), stretch=stretch)[1]
+        line = by_walk(label_slice(ids), stretch=stretch)[1]
         assert line[10:40, 10:40].any() and line[50:56, 50:56].any() and not line[70, 70]
         assert label(line, CORNERS)[1] == 2
         sizes.append(line.sum())
@@ -292,7 +292,7 @@ def test_a_walk_stays_in_one_piece_and_grows_with_stretch():
 def test_a_straight_walk_is_straighter():
     ids = np.ones((100, 100), np.uint8)
     def spread(turn):
-        walks = [by_walk(page(ids, seed), stretch=0.6, turn=turn)[1] for seed in range(20)]
+        walks = [by_walk(label_slice(ids, seed), stretch=0.6, turn=turn)[1] for seed in range(20)]
         return np.mean([np.hypot(*np.ptp(np.argwhere(line), axis=0)) for line in walks])
     assert spread(0.0) > 1.3 * spread(1.0)
 
@@ -300,7 +300,7 @@ def test_a_straight_walk_is_straighter():
 def test_border_strokes_run_along_the_border_and_through_the_middle():
     ids = np.where(np.hypot(*(np.mgrid[:90, :90] - 45)) < 35, 1, 0)
     depth = distance_transform_edt(ids)
-    drawn = [by_border(page(ids, seed))[1] for seed in range(30)]
+    drawn = [by_border(label_slice(ids, seed))[1] for seed in range(30)]
     assert np.mean([depth[line].max() for line in drawn]) > 15
     arcs = [_arc(ids == 1, np.random.default_rng(seed), (2, 3), (0.1, 0.1)) for seed in range(30)]
     at = np.concatenate([depth[line] for line in arcs])
@@ -314,7 +314,7 @@ def test_a_whole_contour_is_a_loop():
     ids = np.zeros((40, 40), np.uint8)
     ids[5:35, 10:30] = 1  # fills its bounding box
     for seed in range(10):
-        line = by_border(page(ids, seed), gap_px=(2, 2), arc=(1, 1))[1]
+        line = by_border(label_slice(ids, seed), gap_px=(2, 2), arc=(1, 1))[1]
         assert topology(line)[1] > 1 and line[6:9].any() and line[:, 11:14].any()
 
 
@@ -331,21 +331,21 @@ def test_the_frame_of_the_image_is_no_border():
 def test_border_strokes_choose_one_part_by_its_size():
     ids = np.zeros((40, 80), np.uint8)
     ids[5:35, 5:35], ids[15:25, 60:70] = 1, 1  # 900 and 100 pixels
-    drawn = [by_border(page(ids, seed))[1] for seed in range(60)]
+    drawn = [by_border(label_slice(ids, seed))[1] for seed in range(60)]
     large, small = (np.mean([line[:, part].any() for line in drawn]) for part in (slice(0, 40), slice(40, 80)))
     assert large + small == 1 and 0.75 < large < 0.99
 
 
 def test_the_hand_listens():
-    drawn = {(reach, wobble): checked(abdomen(), "hand", reach=reach, wobble=wobble)
-             for reach in ((0.1, 0.1), (1, 1)) for wobble in (0.0, 0.5)}
+    drawn = {(share, wobble): checked(abdomen(), "hand", drawn_share=share, wobble=wobble)
+             for share in ((0.1, 0.1), (1, 1)) for wobble in (0.0, 0.5)}
     assert (drawn[(0.1, 0.1), 0.0] != IGNORE).sum() < 0.7 * (drawn[(1, 1), 0.0] != IGNORE).sum()
     assert (drawn[(1, 1), 0.0] != drawn[(1, 1), 0.5]).any()
 
 
 def test_a_careless_procedure_does_no_harm(monkeypatch):
-    def everywhere(page):
-        return {0: np.ones(page.label.shape, bool), 1: page.label == 2}  # too much, in the wrong place, nothing
+    def everywhere(one):
+        return {0: np.ones(one.label.shape, bool), 1: one.label == 2}  # too much, in the wrong place, nothing
 
     monkeypatch.setitem(PROCEDURES, "everywhere", everywhere)
     ids = abdomen()
@@ -405,7 +405,7 @@ def test_guess_of_the_label_itself_is_perfect():
     ({"how": "border", "gap_px": (0, 4)}, r"gap_px: found \(0, 4\), expected 0 < low ≤ high"),
     ({"how": "border", "gap_px": 3}, r"gap_px: found 3"),
     ({"how": "border", "arc": (0.5, 1.5)}, r"arc: found \(0.5, 1.5\), expected 0 < low ≤ high ≤ 1"),
-    ({"how": "hand", "reach": (0.9, 0.2)}, r"reach: found \(0.9, 0.2\)"),
+    ({"how": "hand", "drawn_share": (0.9, 0.2)}, r"drawn_share: found \(0.9, 0.2\)"),
     ({"how": "hand", "wobble": -0.1}, r"wobble: found -0.1"),
 ])
 def test_wrong_arguments_are_named(arguments, message):

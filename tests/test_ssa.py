@@ -2,17 +2,22 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import nn
 from torch.testing import assert_close
 
 from attenscribble.method.network import UNet2d
-from attenscribble.method.ssa import AttendedLayer, SpatialSelfAttention, attach, attention_maps
+from attenscribble.method.ssa import AttendedLayer, SpatialSelfAttention, attach, attend, attention_maps, plot_attention
 
 BLOCKS = ("paper", "residual", "prenorm_mixffn")
+HEAVY = ("torch._dynamo", "matplotlib", "scipy", "pandas", "psutil", "pydantic", "ipywidgets")
 
 
 class Tiny(nn.Module):
@@ -169,7 +174,7 @@ def test_detach_restores_names_and_weights(image):
     assert set(names_and_values(model)) != set(before)
     attachment.detach()
     assert_close(names_and_values(model), before)
-    with pytest.raises(ValueError, match="does not stand at 'second'"):
+    with pytest.raises(ValueError, match="layer_name: found another module at 'second', expected this"):
         attachment.detach()
 
 
@@ -217,21 +222,21 @@ def test_width_is_read_at_the_attended_side():
     assert attach(network(), "0.3", channels=6).attention.channels == 6
 
 
-@pytest.mark.parametrize("name,near", [("encoder2", "'encoder.2'"), ("", "no layer ''"), ("encoder.9", "'encoder.")])
+@pytest.mark.parametrize("name,near", [("encoder2", "'encoder.2'"), ("", "of UNet2d"), ("encoder.9", "'encoder.")])
 def test_unknown_layer_is_answered_with_the_nearest(name, near):
-    with pytest.raises(ValueError, match="layer_name: UNet2d has no layer") as caught:
+    with pytest.raises(ValueError, match=f"layer_name: found '{name}', expected a layer of UNet2d") as caught:
         attach(UNet2d(1, 2), name)
     assert near in str(caught.value)
 
 
 def test_wrong_places_are_named(image):
     model = Tiny()
-    with pytest.raises(ValueError, match="channels: cannot be read from 'grow', a Upsample; pass channels="):
+    with pytest.raises(ValueError, match="channels: found no width in 'grow', a Upsample, expected it as channels="):
         attach(model, "grow")
     with pytest.raises(ValueError, match="where: found 'outputs', expected one of output, input; did you mean 'output"):
         attach(model, "first", where="outputs")
     attach(model, "first")
-    with pytest.raises(ValueError, match="'first' has spatial self-attention already"):
+    with pytest.raises(ValueError, match="layer_name: found spatial self-attention at 'first' already"):
         attach(model, "first")
     attach(model, "flat", channels=6)
     with pytest.raises(TypeError, match=r"output of layer 'flat': found \[2, 6\], expected a tensor \[N,d,h,w\]"):
@@ -264,3 +269,78 @@ def test_layer_that_gives_a_tuple_and_width_that_does_not_fit(image):
 def test_unusable_sizes(options, message):
     with pytest.raises(ValueError, match=message):
         SpatialSelfAttention(8, **options)
+
+
+@pytest.mark.parametrize("code", [
+    "import attenscribble.method.network",
+    "import torch, attenscribble.method.ssa as s; s.SpatialSelfAttention(4)(torch.rand(1, 4, 3, 3)).sum().backward()",
+])
+def test_a_network_loads_neither_compiler_nor_plots(code):
+    code = f"{code}\nimport sys; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@pytest.fixture
+def graphs():
+    "Functions in all graphs that a backend for `torch.compile` is given; the backend itself."
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append([str(node.target) for part in graph.modules() if isinstance(part, torch.fx.GraphModule)
+                     for node in part.graph.nodes if node.op.startswith("call")])
+        return graph.forward
+
+    torch._dynamo.reset()
+    yield seen, backend
+    torch._dynamo.reset()
+
+
+def with_gradients(model, image):
+    "Logits, the kept log-sum-exp, and the gradients of all weights that have one."
+    model.zero_grad()
+    logits, attention = model(image), model.get_submodule("first").attention
+    (logits.square().sum() + attention.log_sum.sin().sum() + (attention.query * attention.key).sum()).backward()
+    return logits, attention.log_sum, [weight.grad for weight in model.parameters() if weight.grad is not None]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_compiled_network_leaves_attention_out_of_its_graphs(image, graphs, block):
+    seen, backend = graphs
+    torch.manual_seed(0)
+    model = Tiny().eval()
+    attach(model, "first", block=block, heads=2)
+    plain = with_gradients(model, image)
+    compiled = torch.compile(model, backend=backend)
+    assert_close(with_gradients(compiled, image), plain)
+    assert len(seen) > 1 and any("conv" in name for names in seen for name in names)
+    wrong = [name for names in seen for name in names if "attention" in name or "autograd_function" in name]
+    assert not wrong
+
+
+def test_compiled_attention_stays_out_after_more_shapes_than_the_compiler_keeps(graphs):
+    seen, backend = graphs
+
+    def around(query, key, value):
+        attended, log_sum = attend(query.sin(), key, value)
+        return attended.cos(), log_sum.cos()
+
+    compiled = torch.compile(around, backend=backend, dynamic=False)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for places in range(3, 9):
+            arrays = torch.randn(3, 1, 2, places, 4).unbind()
+            assert_close(compiled(*arrays), around(*arrays))
+    assert {name for names in seen for name in names} <= {"sin", "cos"} and seen
+
+
+def test_a_row_of_attention_is_drawn_with_its_cell():
+    row = torch.rand(12, dtype=torch.bfloat16, requires_grad=True) + 0
+    row[3] = float("nan")
+    picture = plot_attention(Figure().subplots(), row, (3, 4), 6, limits=(0, 2), title="a cell")
+    assert_close(torch.tensor(picture.get_array().filled(-1)), row.detach().float().nan_to_num(-1).view(3, 4))
+    assert picture.get_clim() == (0, 2) and picture.axes.get_title() == "a cell"
+    assert picture.to_rgba(picture.get_array())[0, 3].tolist() == [0.85, 0.85, 0.85, 1]  # NaN is gray
+    (cross,) = picture.axes.lines
+    assert cross.get_xydata().tolist() == [[2, 1]]
+    assert picture.axes.get_xlim() == (-0.5, 3.5) and picture.axes.get_ylim() == (2.5, -0.5)

@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 from test_train_notebook import output_text, papermill
 
-from attenscribble.data.scans import DataError
-from attenscribble.experiment.tables import (
+from attenscribble.basics.errors import DataError
+from attenscribble.method.objective import METHODS, Method
+from attenscribble.reporting.tables import (
     FLAGS,
     TITLES,
+    _latex_text,
     blocks,
     compare,
     describe,
     group_seeds,
-    latex_text,
     notebook_parameters,
     order_agreement,
     published,
@@ -25,7 +26,6 @@ from attenscribble.experiment.tables import (
     results_table,
     write_table,
 )
-from attenscribble.method.objective import METHODS, Method
 
 CLASSES = ("RV", "Myo", "LV")
 
@@ -39,8 +39,8 @@ def write_result(folder, method, dsc=(0.8, 0.6), *, seed=1, hd95=(4.0, 6.0), **c
               "profile": "paper", "preset": "paper", "checkpoint": "last", "train_seconds": 60.0, "cases": rows,
               "settings": {}} | changes
     result["settings"] = {"seed": result["seed"]} | result["settings"]
-    said = [result[name] for name in ("dataset", "method", "profile", "preset", "fold", "seed")]
-    result.setdefault("run", "-".join(map(str, [*said, *result["settings"].values()])))
+    facts = [result[name] for name in ("dataset", "method", "profile", "preset", "fold", "seed")]
+    result.setdefault("run", "-".join(map(str, [*facts, *result["settings"].values()])))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{result['run']}.json").write_text(json.dumps(result))
     return folder
@@ -310,7 +310,7 @@ def test_all_three_files_agree_with_the_frame(tmp_path):
     assert table["ours"]["dsc_Avg_ours_mean"] == ""
     assert latex.count(r"\toprule") == 2 and latex.count(r"\end{tabular}") == 2
     line = next(line for line in latex.splitlines() if line.startswith("pCE"))
-    assert line == " & ".join(map(latex_text, parts["DSC"].values.tolist()[1])) + r" \\" and "$+0.22$" in line
+    assert line == " & ".join(map(_latex_text, parts["DSC"].values.tolist()[1])) + r" \\" and "$+0.22$" in line
 
 
 def test_any_frame_can_be_written(tmp_path):

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from attenscribble.basics.errors import DataError
+from attenscribble.basics.files import write_atomic
 from attenscribble.data.batches import SliceStore
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import DataError, Dataset, acdc, wsl4mis
-from attenscribble.experiment.config import Config
-from attenscribble.experiment.runs import run_experiment
-from attenscribble.experiment.training import load_model, start_training, train, training_patients
-from attenscribble.machine import write_whole
+from attenscribble.data.scans import Dataset, acdc, wsl4mis
 from attenscribble.method.objective import METHODS, Method, Term, register, scribble_term
+from attenscribble.runs.config import Config
+from attenscribble.runs.inference import load_network
+from attenscribble.runs.run import run_experiment
+from attenscribble.runs.setup import resolve
+from attenscribble.runs.training import start_training, train, training_patients
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -24,9 +27,9 @@ BUILT_IN = ("fully", "pce", "ours-without-asl", "ours")  # the rivals have tests
 
 def tiny(**given):
     "Settings of a run that takes seconds."
-    defaults = {"iterations": 12, "batch": 4, "size": 48, "log_every": 4, "asl_radius": 1, "asl_sigma": 1.1,
+    defaults = {"iterations": 12, "batch": 4, "size": 48, "log_every": 4, "asl_radius": 1, "asl_sigma_xy": 1.1,
                 "data_patients": 5, "data_side": 48, "data_slices": 4, "precision": "float32"}
-    return Config.from_flat(**(defaults | given))
+    return Config(**(defaults | given))
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +55,15 @@ def test_dense_labels_cannot_reach_a_scribble_method(hearts, method, preset):
         return dataclasses.replace(case, label=rng.integers(0, 4, case.image.shape).astype(np.uint8))
 
     config = tiny(method=method, preset=preset)
-    honest, poisoned = train(config, hearts), train(config, with_cases(hearts, poison))
-    without = train(config, with_cases(hearts, lambda case: dataclasses.replace(case, label=None)))
+    honest, poisoned = train(resolve(config, hearts)), train(resolve(config, with_cases(hearts, poison)))
+    without = train(resolve(config, with_cases(hearts, lambda case: dataclasses.replace(case, label=None))))
     assert torch.equal(weights(honest), weights(poisoned)) and torch.equal(weights(honest), weights(without))
 
 
 def test_poison_reaches_the_dense_method(hearts):
     blank = with_cases(hearts, lambda case: dataclasses.replace(case, label=np.zeros_like(case.label)))
     config = tiny(method="fully")
-    assert not torch.equal(weights(train(config, hearts)), weights(train(config, blank)))
+    assert not torch.equal(weights(train(resolve(config, hearts))), weights(train(resolve(config, blank))))
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best_val"])
@@ -68,37 +71,37 @@ def test_training_never_reads_a_test_patient(hearts, checkpoint):
     seen = set()
     spy = dataclasses.replace(hearts, read=lambda patient: seen.add(patient) or hearts.read(patient))
     config = tiny(checkpoint=checkpoint, validation=0.3, eval_every=4)
-    train(config, spy)
+    train(resolve(config, spy))
     fit, held = training_patients(hearts, config)
     assert seen == set(fit) | set(held) and not seen & set(hearts.folds[1])
     assert not set(fit) & set(held) and bool(held) == (checkpoint == "best_val")
 
 
 def test_best_val_keeps_the_lowest_validation_loss(hearts, tmp_path):
-    state = train(tiny(checkpoint="best_val", validation=0.3, eval_every=4), hearts, tmp_path)
+    state = train(resolve(tiny(checkpoint="best_val", validation=0.3, eval_every=4), hearts), tmp_path)
     losses = {row["step"]: row["validation"] for row in state.log}
     assert len(losses) == 3 and state.best["step"] == min(losses, key=losses.get)
-    model, _ = load_model(tmp_path / "checkpoint.pt", hearts.classes, "cpu")
+    model = load_network(tmp_path / "checkpoint.pt", "cpu").model
     assert torch.equal(model.head.weight, state.best["model"]["head.weight"])
 
 
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_loss_falls_and_the_seed_decides(hearts, method):
     config = tiny(method=method, iterations=80)
-    first, again = train(config, hearts), train(config, hearts)
-    other = train(tiny(method=method, iterations=80, seed=1), hearts)
+    first, again = train(resolve(config, hearts)), train(resolve(config, hearts))
+    other = train(resolve(tiny(method=method, iterations=80, seed=1), hearts))
     values = [row[METHODS[method].terms[0].name] for row in first.log]
     assert sum(values[-5:]) < 0.8 * sum(values[:5])  # a batch's loss jumps with the slices in it
     assert torch.equal(weights(first), weights(again)) and not torch.equal(weights(first), weights(other))
 
 
 def test_a_training_begins_with_the_weights_it_is_given(hearts):
-    given = start_training(tiny(method="ustm", seed=1), hearts).model.state_dict()
-    state = start_training(tiny(method="ustm"), hearts, given)
+    given = start_training(resolve(tiny(method="ustm", seed=1), hearts)).model.state_dict()
+    state = start_training(resolve(tiny(method="ustm"), hearts), given)
     for network in (state.model, state.teacher.network):
         assert all(torch.equal(weight, given[name]) for name, weight in network.state_dict().items())
     with pytest.raises(RuntimeError, match=r"(?s)UNet2d.*head\.weight"):
-        train(tiny(method="pce"), hearts, weights={name: w for name, w in given.items() if name != "head.weight"})
+        train(resolve(tiny(method="pce"), hearts), weights={name: w for name, w in given.items() if name != "head.weight"})
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -113,17 +116,17 @@ def test_what_is_written_is_there_whole_or_not_at_all(tmp_path, kind):
 
     path = tmp_path / "new" / "kept.csv"
     with pytest.raises(ValueError, match="half"):
-        write_whole(path, lambda place: write(place, "half", fails=True))
+        write_atomic(path, lambda place: write(place, "half", fails=True))
     assert list(path.parent.iterdir()) == []
-    write_whole(path, lambda place: write(place, "all"))
+    write_atomic(path, lambda place: write(place, "all"))
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(ValueError, match="half"):
-        write_whole(path, lambda place: write(place, "half", fails=True))
+        write_atomic(path, lambda place: write(place, "half", fails=True))
     assert (path if kind == "file" else path / "inside").read_text() == "all"
 
 
 def test_attention_notes_are_logged(hearts):
-    row = train(tiny(), hearts).log[-1]
+    row = train(resolve(tiny(), hearts)).log[-1]
     assert {"seg", "mcrf", "atn", "similarity_mean", "similarity_std", "weight", "bias"} <= set(row)
     assert 0 < row["similarity_mean"] < 1 and row["similarity_std"] >= 0
 
@@ -137,17 +140,17 @@ def double(case):
 def test_methods_that_look_at_the_image_take_two_channels(hearts, method, tmp_path):
     config = tiny(method=method, iterations=3, **({"own_every": 2} if method == "scribble2label" else {}))
     two = dataclasses.replace(with_cases(hearts, double), channels=2)
-    state = train(config, two, tmp_path)
-    model, _ = load_model(tmp_path / "checkpoint.pt", two.classes, "cpu")
+    state = train(resolve(config, two), tmp_path)
+    model = load_network(tmp_path / "checkpoint.pt", "cpu").model
     assert model(torch.zeros(1, 2, 48, 48)).shape == (1, 4, 48, 48)
     assert torch.equal(next(iter(model.parameters())), next(iter(state.model.parameters())))
     with pytest.raises(DataError, match="found 2 channels, expected 1"):
-        train(config, with_cases(hearts, double))
+        train(resolve(config, with_cases(hearts, double)))
 
 
 def test_a_run_with_two_channels_is_drawn_and_written(monkeypatch, hearts, tmp_path):
     two = dataclasses.replace(with_cases(hearts, double), channels=2, options={"echoes": 2, "patients": 99})
-    monkeypatch.setattr("attenscribble.experiment.runs.open_dataset", lambda *_, **__: two)
+    monkeypatch.setattr("attenscribble.runs.run.open_dataset", lambda *_, **__: two)
     config = tiny(output=str(tmp_path))
     outcome = run_experiment(config)
     assert {"prediction.png", "attention.png"} <= {path.name for path in outcome.folder.iterdir()}
@@ -163,16 +166,16 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(hearts, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, hearts, tmp_path, interrupt)
-    resumed, whole = train(config, hearts, tmp_path), train(config, hearts)
+        train(resolve(config, hearts), tmp_path, interrupt)
+    resumed, whole = train(resolve(config, hearts), tmp_path), train(resolve(config, hearts))
     assert torch.equal(weights(resumed), weights(whole))
     assert [row["step"] for row in resumed.log] == [row["step"] for row in whole.log] == [4, 8, 12]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(hearts, tmp_path):
-    train(tiny(), hearts, tmp_path)
+    train(resolve(tiny(), hearts), tmp_path)
     with pytest.raises(ValueError, match=r"checkpoint\.pt: checkpoint of .*, expected .*"):
-        start_training(tiny(lr=0.5), hearts).load(tmp_path / "checkpoint.pt")
+        start_training(resolve(tiny(lr=0.5), hearts)).load(tmp_path / "checkpoint.pt")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(hearts):
@@ -181,7 +184,7 @@ def test_a_loss_that_is_no_number_stops_the_run(hearts):
     register(method)
     try:
         with pytest.raises(FloatingPointError, match=r"iteration 4: the loss is nan; terms: .*seg"):
-            train(tiny(method="nan"), hearts)
+            train(resolve(tiny(method="nan"), hearts))
     finally:
         METHODS.pop("nan")
 
@@ -209,10 +212,10 @@ def test_two_processes_cannot_share_a_run_folder(tmp_path):
 
 
 def test_without_spacing_hd95_is_refused_before_training(data_root, tmp_path):
-    config = Config.from_flat(dataset="wsl4mis", root=str(data_root), profile="mini", output=str(tmp_path))
+    config = Config(dataset="wsl4mis", root=str(data_root), profile="mini", output=str(tmp_path))
     hearts = wsl4mis(data_root / "wsl4mis_h5")
     assert hearts.read("patient001")[0].spacing_mm is None
-    from attenscribble.experiment.runs import check_scorable
+    from attenscribble.runs.run import check_scorable
 
     with pytest.raises(DataError, match=r"patient00\d_frame\d\d: HD95 in mm needs the voxel spacing"):
         check_scorable(dataclasses.replace(hearts, folds={1: ("patient001",)}), config)
@@ -237,7 +240,7 @@ def test_h5_and_nifti_give_the_same_batches(data_root):
 def test_a_term_that_starts_late_moves_its_parameters_from_then_on(hearts):
     seen = []
     config = tiny(iterations=4, log_every=1, start_atn=2)
-    train(config, hearts, watch=lambda state: seen.append(
+    train(resolve(config, hearts), watch=lambda state: seen.append(
         state.model.get_submodule("encoder.2").attention.similarity.weight.detach().clone()))
     moved = [bool((after != before).any()) for before, after in itertools.pairwise(seen)]
     assert moved == [False, True, True]
@@ -247,7 +250,7 @@ def test_a_compiled_network_takes_the_same_steps(hearts, monkeypatch):
     compiled = []
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or compile_(model, backend="aot_eager"))
-    plain, fused = (train(tiny(iterations=2, log_every=1, lr=0.001, precision="float32", compile=how), hearts)
+    plain, fused = (train(resolve(tiny(iterations=2, log_every=1, lr=0.001, precision="float32", compile=how), hearts))
                     for how in ("off", "on"))
     assert len(compiled) == 1
     for before, after in zip(plain.log, fused.log, strict=True):
@@ -260,5 +263,5 @@ def test_a_network_that_does_not_compile_runs_as_it_is(hearts, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda model: refuse)
     with pytest.warns(UserWarning, match="torch.compile failed, the network runs uncompiled: no Triton here"):
-        state = train(tiny(iterations=2, compile="on"), hearts)
+        state = train(resolve(tiny(iterations=2, compile="on"), hearts))
     assert state.step == 2

@@ -1,0 +1,147 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Files that are there or not
+#
+# > A file is written beside its place and then renamed, so that nobody ever reads half of one.
+#
+# Another process may read a file while it is being written, and the power may fail before the writing ends. A reader must then find the old content
+# or the new one, never a mixture. Everything that this package writes goes through one function that makes sure of that.
+
+# %%
+#| default_exp basics.files
+
+# %%
+#| export
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from threading import get_native_id
+from typing import Any
+
+from platformdirs import user_cache_dir
+
+# %%
+import tempfile
+
+
+# %% [markdown]
+# ## Where things are kept
+#
+# Results that are worth keeping between runs, such as compiled code or pseudo-labels, lie in the user's cache folder. In a clone of the project,
+# runs and figures have folders of their own.
+
+# %%
+#| export
+def cache_folder() -> Path:
+    "Where results are kept between runs: $ATTENSCRIBBLE_CACHE, else the user's cache folder."
+    return Path(os.environ.get("ATTENSCRIBBLE_CACHE") or user_cache_dir("attenscribble"))
+
+
+# %%
+#| export
+def project_root(
+    start: Path | str | None = None,  # where to look from; the current folder unless told
+) -> Path | None:  # the clone's top folder, or None outside of one
+    "The folder of the clone that holds `start`: the nearest one with this project's settings.ini."
+    start = Path(start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        settings = folder / "settings.ini"
+        if settings.is_file() and "lib_name = attenscribble" in settings.read_text():
+            return folder
+    return None
+
+
+# %% [markdown]
+# ## Atomic writes
+#
+# The content goes to a new file in the same folder, under another name. It is then forced to the disk (`fsync`): the rename could otherwise
+# reach the disk before the content does, and a power cut between the two would leave an empty file under the right name. Last comes the
+# rename, which the operating system does in one step: it is *atomic*. After an error the old content is still there.
+
+# %%
+#| export
+def write_atomic(
+    path: Path,  # a file, or a folder that is not there yet or empty; its parent is made if it is not there
+    write: Callable[[Path], object],  # writes to the path it is given: in the same folder, with the same ending
+) -> None:
+    "Write beside the place and rename: readers find the old content or the new one, even after an error or power cut."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}-{get_native_id()}-{path.name}")  # no other process or thread writes there
+    try:
+        write(part)
+        for written in [part, *part.rglob("*")]:
+            _to_disk(written)
+        os.replace(part, path)
+        _to_disk(path.parent)
+    finally:
+        _remove(part)
+
+
+# %% [markdown]
+# A folder is forced to the disk as well: it holds the names of its files. The last call makes the rename itself permanent.
+
+# %%
+#| export
+def _to_disk(path: Path) -> None:
+    "Wait until a file's content, or a folder's list of names, is on the disk and not only in memory."
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders, and needs no such call for them
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# %%
+#| export
+def _remove(path: Path) -> None:
+    "Remove a file or a folder, if it is there."
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# %%
+place = Path(tempfile.mkdtemp()) / "kept/log.csv"
+write_atomic(place, lambda new: new.write_text("step,loss"))
+try:
+    write_atomic(place, lambda new: (new.write_text("st"), 1 / 0))
+except ZeroDivisionError:
+    assert place.read_text() == "step,loss" and list(place.parent.iterdir()) == [place]
+
+
+# %%
+#| export
+def write_json(
+    content: Any,  # what JSON can hold: no NaN, no infinity
+    path: Path,  # the file; its folder is made if it is not there
+) -> Path:  # the same path
+    "Write JSON, completely or not at all. Raises ValueError for NaN and infinity, which JSON does not know."
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return path
+
+
+# %%
+write_json({"dsc": 0.87}, place.with_name("result.json"))
+assert json.loads(place.with_name("result.json").read_text()) == {"dsc": 0.87}
+try:
+    write_json({"dsc": float("nan")}, place.with_name("result.json"))  # JSON has no such number
+except ValueError:
+    assert "0.87" in place.with_name("result.json").read_text()
+
+# %% [markdown]
+# ## Recap
+#
+# `write_atomic` and `write_json` write files, `cache_folder` and `project_root` give the folders. [The next chapter](03_drawing.ipynb) draws.

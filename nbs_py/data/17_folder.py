@@ -1,0 +1,1084 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A folder of your own
+#
+# > Scans from any scanner, scribbles from any viewer: which files belong together, and what each value in them means.
+#
+# How does a folder of your own scans and scribbles become a dataset? One scan is stored from left to right and the
+# next from the feet up, and 0 means "background" in one program and "not drawn" in another: all of it opens without an
+# error, and all of it can be learnt wrongly. This chapter pairs the files, places their voxels and finds out what each
+# value means, and it stops wherever it would have to guess.
+
+# %%
+#| default_exp data.folder
+
+# %%
+#| export
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+# %%
+#| export
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import SpatialImage
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from attenscribble.basics.errors import DataError
+from attenscribble.data.grid import Grid, placed, three_axes
+from attenscribble.data.scans import SHIFT_MM, Case, Dataset, already_cut, read_nifti, scale_intensities
+
+# %%
+import os
+import tempfile
+
+import matplotlib.pyplot as plt
+from ipywidgets import interact
+
+from attenscribble.basics.checking import exercise
+from attenscribble.basics.drawing import class_legend, class_rgba, draw, panels
+from attenscribble.data.phantom import phantom
+from attenscribble.data.scans import acdc
+
+# %%
+HEARTS = [case for case in phantom(patients=4, seed=2, side=72, slices=6).cases() if case.frame == "frame01"]
+STORED = {"as scanned": {}, "axes exchanged": {"ornt": ((2, 1), (0, -1), (1, -1))}, "tilted": {"degrees": 20}}
+work = Path(tempfile.mkdtemp())
+
+def store(path, volume, ornt=((0, 1), (1, 1), (2, 1)), degrees=0):
+    "Write [Z,Y,X] with its axes exchanged and reversed as `ornt` says, the patient tilted."
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    affine = np.array([[c, 0, s, 0], [0, 1, 0, 0], [-s, 0, c, 0], [0, 0, 0, 1]]) @ np.diag([-1.5, -1.5, 10, 1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(volume.T), affine).as_reoriented(np.array(ornt)), path)
+
+
+# %%
+my_scans = work / "my-scans"
+for how, heart in zip([*STORED.values(), {}], HEARTS, strict=True):
+    drawn = np.array([4, 1, 2, 3, 0], np.uint8)[heart.scribble]  # as ITK-SNAP has it: 0 not drawn, background a label
+    store(my_scans / "images" / f"{heart.patient}.nii.gz", (1000 * heart.image).astype(np.int16), **how)
+    store(my_scans / "scribbles" / f"{heart.patient}.nii.gz", drawn, **how)
+one, raw = HEARTS[0], (1000 * HEARTS[0].image).astype(np.int16)
+
+# %% [markdown]
+# ## The answer, as a picture
+#
+# Four hearts with scribbles: 0 is not drawn, background is drawn as 4. The second heart is stored with other axes than
+# the first. Left, a slice as it lies in its file; middle, what a network would be told if 0 were taken for background
+# (white); right, what was meant. (`folder` comes from the finished module; the chapter builds it.)
+
+# %%
+from attenscribble.data.folder import folder
+
+case = list(folder(my_scans, background=4).cases())[1]
+files = [np.asarray(nib.load(my_scans / kind / "patient002.nii.gz").dataobj) for kind in ("images", "scribbles")]
+figure, axes = panels(3, size=2.6)
+draw(axes[0], files[0][..., 36].T / 1000, scribble=files[1][..., 36].T, ignore=0, title="a slice of the file")
+axes[0].set_aspect(10 / 1.5)
+axes[1].imshow(class_rgba(np.where(case.scribble[3] == 255, 0, case.scribble[3]), background=True))
+axes[1].add_patch(plt.Rectangle((-0.5, -0.5), *case.scribble[3].shape[::-1], fill=False, edgecolor="gray"))
+axes[1].set_title("0 as background", fontsize=9)
+draw(axes[2], case.image[3], scribble=case.scribble[3], ignore=255, spacing_mm=case.spacing_mm[1:],
+     title="0 as not drawn")
+class_legend(figure, ["background", "label 1", "label 2", "label 3"], background=True)
+
+
+# %% [markdown]
+# ## The layout
+#
+# ```
+# my-scans/
+#     images/NAME.nii.gz          a slice or a volume; of several modalities NAME_0000.nii.gz, NAME_0001.nii.gz, …
+#     scribbles/NAME.nii.gz       on the same grid; scans without one are segmented, not learnt from
+#     labels/NAME.nii.gz          dense, only if you have them: to score against
+#     dataset.json                only if names or values have to be told
+# ```
+#
+# Two other layouts are read as well: one flat folder, where a mask ends in `_scribble`, `_label` or `_gt`, and
+# nnU-Net's `imagesTr` and `labelsTr`, where a label with an `ignore` value counts as a scribble.
+
+# %% [markdown]
+# ```json
+# {"labels": {"background": 4, "liver": 1, "spleen": 2}, "ignore": 0, "channel_names": {"0": "T1", "1": "T2"}}
+# ```
+#
+# This is nnU-Net's file; `ignore` is the value of a voxel that was not annotated. Any option of this chapter may stand
+# in it too. ITK-SNAP, 3D Slicer and MITK save NIfTI on request; in 3D Slicer, export a segmentation with the scan as
+# reference, else it is cropped.
+
+# %% [markdown]
+# ## What a value means
+#
+# | where | value | meaning |
+# |---|---|---|
+# | ITK-SNAP, 3D Slicer, MITK | 0 | not drawn; background is drawn too, as a label of its own |
+# | many tools from Python | 255 | not drawn; 0 is drawn background |
+# | ACDC's scribbles | 4 | not drawn |
+# | nnU-Net | the label `ignore` | not drawn |
+#
+# The most frequent value of the scribbles is taken as "not drawn" if it is 0 or 255. Any other has to be given as
+# `ignore`, and if 0 is "not drawn", so has the value of the background: **a wrong guess would go unnoticed, and the
+# network would learn it**. In dense labels, and in the masks that are written, every class keeps its value; only the
+# background becomes 0 where scribbles use 0 for "not drawn".
+
+# %%
+def unannotated_naive(voxels):
+    "The rule, one voxel at a time: the most frequent value, if it is 0 or 255; else None."
+    most, count = None, 0
+    for value in voxels:
+        here = sum(other == value for other in voxels)
+        most, count = (value, here) if here > count else (most, count)
+    return most if most in (0, 255) else None
+
+
+# %% [markdown]
+# **By hand.** Voxels 0 0 0 1 2: three of five are 0, so 0 is "not drawn". In 4 4 4 0 1 the most frequent value is 4,
+# whose meaning is unknown, so it is refused. **What breaks**: every voxel is compared with every other. Counting once
+# per file is enough.
+
+# %%
+assert [unannotated_naive(v) for v in ([0, 0, 0, 1, 2], [4, 4, 4, 0, 1], [255, 255, 0])] == [0, None, 255]
+
+# %%
+#| export
+IGNORE = 255  # an unannotated voxel of a case read from a folder: never a class id
+_NOT_DRAWN = ("ignore", "unannotated", "unlabelled", "unlabeled")
+
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Labels:
+    "What the values in mask files mean."
+
+    names: tuple[str, ...]  # index = class id; the background first
+    drawn: tuple[int, ...]  # index = class id: its value in scribbles
+    ignore: int  # the value of a voxel that was not annotated in scribbles
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        "Index = class id: its value in dense masks, where 0 is the background if scribbles use it for 'not drawn'."
+        return (0 if self.ignore == 0 else self.drawn[0], *self.drawn[1:])
+
+    def read(
+        self,
+        stored: np.ndarray,  # [...] any number type
+        where: object,  # for messages
+        dense: bool = False,  # a label; else a scribble
+    ) -> np.ndarray:  # [...] uint8 class ids, in a scribble IGNORE where nothing is drawn
+        "Class ids of a mask. Raises DataError for a value without meaning, and a scribble without any such voxel."
+        return _class_ids(self, stored, where, dense)
+
+
+# %%
+#| export
+def _class_ids(labels: Labels, stored: np.ndarray, where: object, dense: bool) -> np.ndarray:
+    "Class ids of a mask, as `Labels.read` promises them."
+    meaning = {value: class_id for class_id, value in enumerate(labels.drawn)}
+    meaning = {labels.values[0]: 0} | meaning if dense else meaning | {labels.ignore: IGNORE}
+    stored, ids, known = _rounded(stored), np.zeros(stored.shape, np.uint8), np.zeros(stored.shape, bool)
+    for value, class_id in meaning.items():
+        here = stored == value
+        ids[here] = class_id
+        known |= here
+    if not known.all():
+        raise DataError(where, f"the values {_listed(stored[~known])}", _known_values(labels, meaning))
+    if not dense and not (ids == IGNORE).any():
+        raise DataError(where, f"no voxel that is not drawn ({labels.ignore})",
+                        "a scribble; a dense mask belongs into labels/")
+    return ids
+
+
+# %%
+#| export
+def _listed(values: np.ndarray) -> str:
+    "The first five values and how often they occur."
+    values, counts = np.unique(values, return_counts=True)
+    return ", ".join(f"{value:g} ({count}×)" for value, count in zip(values[:5], counts[:5], strict=True))
+
+
+def _known_values(labels: Labels, meaning: Mapping[int, int]) -> str:
+    "The values that have a meaning, for a message."
+    names = {class_id: name for class_id, name in enumerate(labels.names)} | {IGNORE: "not drawn"}
+    known = ", ".join(f"{value} {names[class_id]}" for value, class_id in sorted(meaning.items()))
+    return f"only {known}; name others in dataset.json"
+
+
+# %%
+#| export
+def _rounded(stored: np.ndarray) -> np.ndarray:
+    "Floats next to whole numbers, as a scale factor leaves them, are rounded; everything else stays."
+    if stored.dtype.kind != "f":
+        return stored
+    near = np.rint(stored)
+    return near if np.abs(stored - near).max() < 1e-3 else stored
+
+
+def count_values(
+    stored: np.ndarray,  # [...] a mask as its file has it
+) -> Counter[int | float]:  # value → number of voxels
+    "How many voxels hold each value."
+    values, counts = np.unique(_rounded(stored), return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+
+# %% [markdown]
+# ## From dataset.json, options and the masks to meanings
+#
+# What you write in `dataset.json` or give as an option counts. Everything else is concluded from the values in the
+# files, by the rules above.
+
+# %%
+#| export
+def meaning_of(
+    named: Mapping[str, int],  # name → value, of dataset.json; may be empty
+    drawn: Counter[int | float],  # voxels of each value over all scribbles; may be empty
+    dense: Collection[int | float],  # values of all dense labels; may be empty
+    *,
+    ignore: int | None = None,  # value of a voxel that is not drawn, if it is known
+    background: int | None = None,  # value of drawn background, if it is known
+    where: object = "dataset.json",  # for messages
+) -> Labels:  # names and values of the classes
+    "What the values mean. Raises DataError, with the line to write, where a guess would be needed."
+    named, background = _named_values(named, background, where)
+    ignore = _not_drawn(named, drawn, ignore, where)
+    values = _class_values(named, drawn, dense, ignore, background, where)
+    names = {values[0]: "background"} | {value: name for name, value in named.items()}
+    return Labels(tuple(names.get(value, f"label {value}") for value in values), values, ignore)
+
+
+# %%
+#| export
+def _named_values(named: Mapping[str, Any], background: int | None, where: object) -> tuple[dict[str, int], int | None]:
+    "Names and values, the ignore label left out, and the background's value. Raises DataError for another table."
+    flip = bool(named) and all(isinstance(name, str) for name in named.values())  # nnU-Net 1: value → name
+    pairs = [(name, value) for value, name in named.items()] if flip else list(named.items())
+    try:
+        table = {str(name): int(str(value)) for name, value in pairs}
+    except ValueError:
+        expected = 'name → whole number, such as {"background": 4, "liver": 1}'
+        raise DataError(f"{where}: labels", dict(named), expected) from None
+    if len(set(table.values())) < len(pairs):
+        raise DataError(f"{where}: labels", dict(named), "each name and each value once")
+    table = {name: value for name, value in table.items() if name.lower() not in _NOT_DRAWN}
+    if background is None:
+        background = next((value for name, value in table.items() if name.lower() == "background"), None)
+    return table, background
+
+
+# %%
+#| export
+def _not_drawn(named: Mapping[str, int], drawn: Counter[int | float], ignore: int | None, where: object) -> int:
+    "The value of a voxel that is not drawn. Raises DataError where the most frequent one could be a class."
+    if ignore is None and drawn:
+        ignore = drawn.most_common(1)[0][0]
+        if ignore not in (0, 255) or ignore in named.values():
+            share, name = drawn[ignore] / drawn.total(), next((n for n, v in named.items() if v == ignore), "no name")
+            raise DataError(where, f"the value {ignore:g} ({name}) in {share:.1%} of the scribbles' voxels",
+                            f'to be told the value that is not drawn: "ignore": {ignore:g} if it is this one')
+    return IGNORE if ignore is None else int(ignore)
+
+
+# %%
+#| export
+def _class_values(named: Mapping[str, int], drawn: Collection[int | float], dense: Collection[int | float],
+                  ignore: int, background: int | None, where: object) -> tuple[int, ...]:
+    "Values of the classes, the background's first. Raises DataError where the background is not known."
+    strokes, truth = ({int(v) for v in found if float(v).is_integer()} for found in (drawn, dense))
+    organs = (set(named.values()) or strokes | truth) - {ignore}
+    if background is None and ignore != 0 and 0 not in named.values():
+        background = 0
+    if background is None and truth and len(extra := strokes - truth - {ignore}) == 1:
+        (background,) = extra  # drawn, and no organ of the dense labels
+    if background is None:
+        raise DataError(where, f"the drawn values {sorted(organs)} and none of them said to be the background",
+                        'its value, such as "background": 1; it has to be drawn too, 0 means not drawn')
+    _check_classes(background, organs - {background}, ignore, where)
+    return background, *sorted(organs - {background})
+
+
+# %%
+#| export
+def _check_classes(background: int, organs: set[int], ignore: int, where: object) -> None:
+    "Raise DataError for values that cannot be those of at least two classes in a mask of one byte."
+    if background == ignore or not organs:
+        raise DataError(where, f"background {background}, not drawn {ignore}, other values {sorted(organs)}",
+                        "two values for these two, and at least one class more")
+    if wrong := [value for value in (background, *organs) if not 0 <= value <= 255]:
+        raise DataError(where, f"the class values {wrong}", "values from 0 to 255, which masks of one byte can hold")
+
+
+# %%
+def meaning(named=(), drawn=(), dense=(), **known):
+    labels = meaning_of(dict(named), Counter(drawn), dense, **known)
+    return dict(zip(labels.names, labels.drawn, strict=True)), labels.ignore, labels.values
+
+assert meaning(drawn={255: 90, 0: 5, 1: 5}) == ({"background": 0, "label 1": 1}, 255, (0, 1))
+assert meaning(drawn={0: 90, 1: 5, 4: 5}, background=4) == ({"background": 4, "label 1": 1}, 0, (0, 1))
+assert meaning(drawn={0: 90, 1: 5, 4: 5}, dense={0, 1}) == ({"background": 4, "label 1": 1}, 0, (0, 1))
+assert meaning({"background": 0, "RV": 1}, {4: 90, 0: 5, 1: 5}, ignore=4) == ({"background": 0, "RV": 1}, 4, (0, 1))
+
+# %%
+for wrong in ({"drawn": {4: 90, 0: 5, 1: 5}}, {"drawn": {0: 90, 1: 5, 2: 5}},
+              {"named": {"background": 0, "liver": 1}, "drawn": {0: 99, 1: 1}}):
+    try:
+        meaning(**wrong)
+        raise RuntimeError("guessed")
+    except DataError as error:
+        print(error)
+
+
+# %% [markdown]
+# ## Intensities
+#
+# Each modality of each scan is scaled for itself, as in [chapter 11](11_scans.ipynb): the brightest 1 % are cut, the
+# rest is stretched to [0, 1], and what was cut before is only stretched. That rule cuts at the bright end alone, and
+# for floats only to a 256th of their range. `robust` cuts both ends at exact percentiles instead.
+
+# %%
+#| export
+def scale_robust(
+    volume: np.ndarray,  # [...] integer or float intensities of one scan
+    clip: float = 0.99,  # the percentiles are 1 − clip and clip, in (0.5, 1]
+) -> np.ndarray:  # [...] float32 in [0,1]
+    """Stretch what lies between two percentiles to [0, 1] and cut the rest.
+
+    Raises DataError for NaN, infinity, or an image without contrast, as `scale_intensities`."""
+    if not np.isfinite(volume).all():
+        raise DataError("image", f"NaN or infinity in {(~np.isfinite(volume)).sum()} of {volume.size} voxels",
+                        "finite intensities")
+    low, high = np.quantile(volume, (1 - clip, clip))
+    if not high > low:
+        raise DataError("image", f"the value {low:g} from the {1 - clip:.0%} to the {clip:.0%} percentile", "contrast")
+    return ((volume.clip(low, high) - low) / (high - low)).astype(np.float32)
+
+
+# %%
+def plot_outlier(strengths, robust=(False, True)):
+    "A slice in which one voxel is so many times as bright as the brightest, under both ways to scale."
+    _, axes = panels(len(strengths) * len(robust), columns=len(strengths), size=2.1)
+    for column, strength in enumerate(strengths):
+        spoilt = raw.astype(np.float32)
+        spoilt[0, 0, 0] = strength * spoilt.max()
+        for axis, way in zip(axes[column::len(strengths)], robust, strict=True):
+            scaled = (scale_robust if way else scale_intensities)(spoilt)
+            draw(axis, scaled[3], title=f"{'robust' if way else 'default'}, ×{strength:g}")
+
+plot_outlier((1, 100, 1000, 10_000))
+
+# %%
+interact(lambda strength=100: plot_outlier((strength,)), strength=(1, 10_000));
+
+
+# %% [markdown]
+# ## One scan
+#
+# A slice, a volume, or several modalities on one grid, in any number type NIfTI has, scale factors applied. A mask may
+# be stored in another order than its scan, as long as its voxels lie at the same places, to a tenth of a millimetre.
+
+# %%
+#| export
+def read_scan(
+    images: Sequence[Path],  # one file a modality
+    *,
+    axis: str = "stored",  # across which slices are taken, as `Grid.of`
+    clip: float = 0.99,  # share of the voxels that keep their intensity
+    robust: bool = False,  # cut both ends at exact percentiles
+    check_affine: bool = True,  # refuse files whose header places them elsewhere than the first modality
+    patient: str = "",  # for the case's name; empty: that of the first file
+    frame: str = "",  # for the case's name
+) -> Case:  # without masks; image [Z,Y,X], of several modalities [Z,K,Y,X]
+    """Read a scan as `folder` does, to train on or to segment. Raises DataError naming a file that is broken, 4D,
+    blank, not finite, or not on the grid of the first."""
+    image, grid = _read_modalities(images, axis, clip, robust, check_affine)
+    name = patient or images[0].name.split(".nii")[0]
+    return Case(name, frame, image, grid.spacing_mm, grid.affine, source=str(images[0]), grid=grid)
+
+
+# %%
+#| export
+def _read_modalities(
+    images: Sequence[Path], axis: str, clip: float, robust: bool, check_affine: bool
+) -> tuple[np.ndarray, Grid]:
+    "Image [Z,Y,X] or [Z,K,Y,X] in [0,1], and the grid of the first file."
+    grid, parts = None, []
+    for path in images:
+        volume, scan = read_nifti(path, flat=True)
+        grid = grid or Grid.of(scan, axis)
+        place = matching_grid(path, scan, grid, check_affine)
+        parts.append(np.ascontiguousarray(place.take(scale_file(path, volume, clip, robust).T)))
+    return parts[0] if len(parts) == 1 else np.stack(parts, 1), grid
+
+
+# %%
+#| export
+def scale_file(
+    path: Path,  # for messages
+    volume: np.ndarray,  # [...] its intensities, integer or float
+    clip: float,  # share of the voxels that keep their intensity
+    robust: bool,  # cut both ends at exact percentiles
+) -> np.ndarray:  # [...] float32 in [0,1]
+    "Intensities to [0,1] by one of the two rules. Raises DataError naming the file."
+    try:
+        return scale_robust(volume, clip) if robust else scale_intensities(volume, 1 if already_cut(volume) else clip)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+# %%
+#| export
+def matching_grid(
+    path: Path,  # for messages
+    scan: SpatialImage,  # a mask, or another modality
+    grid: Grid,  # of the image
+    check_affine: bool = True,  # refuse a header that places the voxels elsewhere
+) -> Grid:  # with which to take the file's voxels
+    "The grid of another file on the same voxels. Raises DataError if it has others, or places them elsewhere."
+    other = Grid.of(scan, grid.plane)
+    located = check_affine and placed(scan.header) and placed(grid.header)
+    if not located:  # no place to compare: then the arrays have to agree as they are stored
+        other = replace(grid, header=scan.header, shape=scan.shape)
+    _check_same_size(path, grid, other)
+    if check_affine:
+        _check_same_place(path, grid, other, located)
+    return other
+
+
+# %%
+#| export
+def _check_same_size(path: Path, grid: Grid, other: Grid) -> None:
+    "Raise DataError for another number of voxels along an axis."
+    size, found = (_sizes(one) for one in (grid, other))
+    if found != size:
+        raise DataError(path, f"(z,y,x) of {found} voxels", f"the image's {size}")
+
+
+def _sizes(grid: Grid) -> tuple[int, ...]:
+    "(z,y,x) number of voxels."
+    return tuple(three_axes(grid.shape)[axis] for axis in grid.axes)
+
+
+# %%
+#| export
+def _check_same_place(path: Path, grid: Grid, other: Grid, located: bool) -> None:
+    "Raise DataError if voxels lie elsewhere, or, where the files do not say where, if they have another size."
+    far = np.array([*np.subtract(_sizes(grid), 1)[::-1], 1])
+    moved_mm = np.abs(np.subtract(other.affine, grid.affine))[:3] @ far
+    if not located:
+        moved_mm = np.abs(np.subtract(other.spacing_mm, grid.spacing_mm)) * far[2::-1]
+    if moved_mm.max() > SHIFT_MM:
+        raise DataError(path, f"an affine that moves voxels by {moved_mm.max():.1f} mm", "that of the image "
+                        "(check_affine=False if the arrays are known to match voxel by voxel)")
+
+
+# %% [markdown]
+# A scan is tilted by 20° and its scribble stored with other axes: the voxels are the same, and it is accepted. A
+# scribble tilted by one degree more is refused.
+
+# %%
+store(work / "scan.nii.gz", raw, degrees=20)
+store(work / "same.nii.gz", one.scribble, ((1, 1), (0, -1), (2, 1)), degrees=20)
+store(work / "other.nii.gz", one.scribble, degrees=21)
+case = read_scan([work / "scan.nii.gz"], axis="auto")
+same, other = (nib.load(work / f"{name}.nii.gz") for name in ("same", "other"))
+taken = matching_grid(work / "same.nii.gz", same, case.grid).take(np.asarray(same.dataobj))
+np.testing.assert_array_equal(taken, one.scribble)
+try:
+    matching_grid(work / "other.nii.gz", other, case.grid)
+    raise RuntimeError("a mask from elsewhere passed")
+except DataError as error:
+    print(str(error).replace(str(work), "…"))
+
+# %% [markdown]
+# ## Which files belong together
+#
+# Files belong together by name. A mask without its scan is refused: its name is probably mistyped, and its strokes
+# would be lost. Four digits at the end of **every** image's name count modalities from 0000, as in nnU-Net, unless a
+# mask has such a name itself.
+
+# %%
+#| export
+_KINDS = ("image", "scribble", "label")
+_FOLDERS = {f"{kind}s{tail}": kind for kind in _KINDS for tail in ("", "Tr")}
+_ENDS = {"scribble": "scribble", "scribbles": "scribble", "label": "label", "labels": "label", "gt": "label"}
+_NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|mask))?\.nii(?:\.gz)?")
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    "The files of one scan."
+
+    images: tuple[Path, ...]  # one a modality
+    scribble: Path | None = None  # its strokes
+    label: Path | None = None  # its dense mask
+
+
+# %%
+#| export
+def list_nifti(
+    root: Path | str,  # with images/, scribbles/, labels/, or flat
+) -> dict[str, dict[str, Path]]:  # "image", "scribble", "label" → name without endings → file
+    "The NIfTI files of a folder by kind. Raises DataError for none, two of one name, and a mask of unknown kind."
+    root, found = Path(root), {kind: {} for kind in _KINDS}
+    for path, folder_kind in _nifti_files(root):
+        kind, name = _kind_and_name(path, folder_kind)
+        if name in found[kind]:
+            raise DataError(path, f"a second {kind} {name}", f"only {found[kind][name]}")
+        found[kind][name] = path
+    if not found["image"]:
+        raise DataError(root, _instead(root), "images/NAME.nii.gz")
+    return found
+
+
+# %%
+#| export
+def _nifti_files(root: Path) -> Iterator[tuple[Path, str]]:
+    "NIfTI files, each with the kind of its folder; without images/ the folder itself is one of images."
+    folders = {root / name: kind for name, kind in _FOLDERS.items() if (root / name).is_dir()}
+    if "image" not in folders.values():
+        folders = {root: "image"} | folders
+    for folder_, kind in folders.items():
+        for path in sorted(folder_.glob("*.nii*")):
+            if _NIFTI.fullmatch(path.name):
+                yield path, kind
+
+
+# %%
+#| export
+def _kind_and_name(path: Path, folder_kind: str) -> tuple[str, str]:
+    "What a file is, by its folder or by the end of its name, and its name without endings."
+    name, end = _NIFTI.fullmatch(path.name).groups()
+    if folder_kind != "image":
+        return folder_kind, name
+    if end in ("seg", "segmentation", "mask"):
+        raise DataError(path, "a mask that may be a scribble or a dense label",
+                        f"{name}_scribble or {name}_label, or the folder scribbles/ or labels/")
+    return _ENDS.get(end, "image"), name
+
+
+# %%
+#| export
+def _instead(root: Path) -> str:
+    "What a folder without images holds, in a few words."
+    if not root.is_dir():
+        return "no such folder"
+    foreign = (".nrrd", ".mha", ".mhd", ".dcm", ".img", ".png", ".jpg", ".tif", ".tiff")
+    others = Counter(path.suffix for path in root.rglob("*") if path.suffix in foreign)
+    return ", ".join([*(f"{count} files {end}" for end, count in others.items()), "no NIfTI image"])
+
+
+# %% [markdown]
+# Then the modalities of one scan come together, and last the masks come to their scans.
+
+# %%
+#| export
+def group_modalities(
+    images: Mapping[str, Path],  # name → file
+    masks: Collection[str] = (),  # names of masks, if there are any
+    channels: int | None = None,  # how many there have to be, if that is known
+) -> dict[str, tuple[Path, ...]]:  # name → one file a modality
+    "Files of one scan together. Raises DataError, naming scan and file, for a modality that is missing."
+    groups: dict[str, dict[int, Path]] = {}
+    for name, (scan, number) in _scan_and_modality(images, masks, channels).items():
+        groups.setdefault(scan, {})[number] = images[name]
+    count = channels or 1 + max(max(group) for group in groups.values())
+    for name, group in groups.items():
+        _check_modalities(name, group, count)
+    return {name: tuple(group[number] for number in range(count)) for name, group in sorted(groups.items())}
+
+
+# %%
+#| export
+def _scan_and_modality(
+    images: Collection[str], masks: Collection[str], channels: int | None
+) -> dict[str, tuple[str, int]]:
+    "Name of an image → name of its scan and number of its modality."
+    parts = {name: _CHANNEL.fullmatch(name) for name in images}
+    counted = all(parts.values()) and not set(images) & set(masks)
+    if channels == 1:  # else these digits number scans
+        counted = counted and all(match[2] == "0000" for match in parts.values())
+    return {name: (match[1], int(match[2])) if counted else (name, 0) for name, match in parts.items()}
+
+
+# %%
+#| export
+def _check_modalities(name: str, group: Mapping[int, Path], count: int) -> None:
+    "Raise DataError unless a scan has one file for each modality."
+    if set(group) != set(range(count)):
+        found = ", ".join(path.name for path in group.values())
+        files = f"{name}_0000 to {name}_{count - 1:04d}, one file a modality" if count > 1 else "one modality"
+        raise DataError(f"{next(iter(group.values())).parent}: {name}", found, files)
+
+
+# %%
+#| export
+def _group_scans(files: Mapping[str, Mapping[str, Path]]) -> tuple[dict[str, ScanFiles], list[DataError]]:
+    "The files of `list_nifti` as scans by name, and a fault for each mask that belongs to none."
+    groups = group_modalities(files["image"], {**files["scribble"], **files["label"]})
+    faults = []
+    for kind in ("scribble", "label"):
+        for name in files[kind].keys() - groups.keys():
+            near = get_close_matches(name, groups, n=1)
+            faults.append(DataError(files[kind][name], "no image of that name",
+                                    f"one of {len(groups)} images" + (f"; did you mean {near[0]!r}?" if near else "")))
+    return {name: ScanFiles(images, files["scribble"].get(name), files["label"].get(name))
+            for name, images in groups.items()}, sorted(faults, key=str)
+
+
+# %%
+def names_of(*names, **more):
+    return {name: len(paths) for name, paths in group_modalities({n: Path(n) for n in names}, **more).items()}
+
+assert names_of("a_0000", "a_0001", "b_0000", "b_0001") == {"a": 2, "b": 2}
+assert names_of("scan_0007", "scan_0008", masks={"scan_0007"}) == {"scan_0007": 1, "scan_0008": 1}
+assert names_of("scan_0000", "scan_0001", channels=1) == {"scan_0000": 1, "scan_0001": 1}
+try:
+    names_of("a_0000", "a_0001", "b_0000")
+    raise RuntimeError("half a scan passed")
+except DataError as error:
+    print(error)
+
+
+# %% [markdown]
+# ## Options
+#
+# Each option may stand in `dataset.json`. A run takes it as `-p data_NAME VALUE`, and `attenscribble check FOLDER` as
+# NAME=VALUE; both win over the file. Flips and quarter turns are off unless asked for, because only you know whether
+# left and right may be exchanged in your scans.
+
+# %%
+#| export
+def _expression(text: str) -> str:
+    "A regular expression, once it is known to be one."
+    try:
+        return re.compile(text).pattern
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+
+
+_Axis = Annotated[Literal["auto", "axial", "coronal", "sagittal", "0", "1", "2", "stored"], BeforeValidator(str)]
+_Pattern = Annotated[str, AfterValidator(_expression)]
+
+
+# %%
+#| export
+class FolderOptions(BaseModel):
+    "How the files of a folder are read, and who is trained on."
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ignore: int | None = Field(None, description="value of a voxel in scribbles that is not drawn")
+    background: int | None = Field(None, ge=0, le=255, description="value of drawn background")
+    axis: _Axis = Field(
+        "auto", description="slices lie across it; auto: the largest spacing; a number: that axis of the file")
+    clip: float = Field(0.99, gt=0.5, le=1, description="share of the voxels that keep their intensity")
+    robust: bool = Field(False, description="cut dark outliers too, both ends at exact percentiles")
+    augmentation: Literal["none", "chaos", "acdc"] = Field("chaos", description="chaos: rotations; acdc: flips too")
+    patient: _Pattern = Field("", description="regular expression: the start of a name that is the patient; empty: all")
+    folds: int | None = Field(None, ge=0, description="number of folds of the labelled patients; 0: labels unused")
+    seed: int = Field(0, ge=0, description="of the random folds")
+    check_affine: bool = Field(True, description="refuse masks whose header places them elsewhere")
+
+
+# %%
+#| export
+@dataclass(frozen=True, eq=False)
+class Folder:
+    "What lies in a folder and what its dataset.json says, before any image is read."
+
+    root: Path
+    content: dict[str, Any]  # of dataset.json; empty without one
+    named: dict[str, Any]  # names of labels with their values, as dataset.json has them
+    ignore: int | None  # the value that is not drawn, where option or dataset.json name it
+    options: FolderOptions
+    scans: dict[str, ScanFiles]  # by name
+    faults: list[DataError]  # masks without a scan
+
+    def masks(self, kind: str) -> dict[str, Path]:  # "scribble" or "label"; name → file, of scans that have one
+        "The masks of one kind."
+        return {name: path for name, files in self.scans.items() if (path := getattr(files, kind))}
+
+    def labels(
+        self,
+        drawn: Counter[int | float] | None = None,  # voxels of each value over all scribbles; None: they are read
+        dense: Collection[int | float] | None = None,  # values of all dense labels; None: they are read
+    ) -> Labels:  # names and values of the classes
+        "What values mean. Raises DataError where a guess would be needed, and without any mask."
+        return _labels_of(self, drawn, dense)
+
+
+# %%
+#| export
+def _labels_of(opened: Folder, drawn: Counter[int | float] | None, dense: Collection[int | float] | None) -> Labels:
+    "What values mean; masks are read for it unless dataset.json says all or their values are given."
+    if not opened.masks("scribble") and not opened.masks("label"):
+        raise DataError(opened.root, "no scribble and no label", "scribbles/NAME.nii.gz")
+    if drawn is None or dense is None:
+        complete = opened.named and opened.ignore is not None
+        drawn, dense = (Counter() if complete else _count_masks(opened, kind) for kind in ("scribble", "label"))
+    return meaning_of(opened.named, drawn, dense, ignore=opened.ignore, background=opened.options.background,
+                      where=opened.root / "dataset.json" if opened.content else opened.root)
+
+
+def _count_masks(opened: Folder, kind: str) -> Counter[int | float]:
+    "Voxels of each value over all masks of one kind."
+    return sum((count_values(read_nifti(path, flat=True)[0]) for path in opened.masks(kind).values()), Counter())
+
+
+# %%
+#| export
+def _version(opened: Folder) -> str:
+    "Changes with any mask, with dataset.json, and with the set of images."
+    digest = hashlib.sha256(json.dumps(opened.content, sort_keys=True).encode())
+    for name, files in opened.scans.items():
+        digest.update(json.dumps([name, [path.stat().st_size for path in files.images]]).encode())
+        for path in (files.scribble, files.label):
+            digest.update(path.read_bytes() if path else b"-")
+    return digest.hexdigest()[:16]
+
+
+# %% [markdown]
+# **Opening** lists the files and reads `dataset.json`; no image is read.
+
+# %%
+#| export
+def open_folder(
+    root: Path | str,  # with images/, scribbles/ and perhaps labels/ and dataset.json
+    **options: Any,  # of `FolderOptions`, over those of dataset.json
+) -> Folder:  # what lies there
+    "List a folder and read its dataset.json. Raises DataError naming option or file."
+    root = Path(root).expanduser()
+    content = _read_json(root / "dataset.json")
+    chosen = _options(root, content, options)
+    files, named = list_nifti(root), content.get("labels", {})
+    if any(str(name).lower() in _NOT_DRAWN for name in named) and not files["scribble"]:
+        files["scribble"], files["label"] = files["label"], {}  # nnU-Net: labels that leave voxels open are scribbles
+    ignore = _ignore_label(named) if chosen.ignore is None else chosen.ignore
+    return Folder(root, content, named, ignore, chosen, *_group_scans(files))
+
+
+# %%
+#| export
+def _read_json(path: Path) -> dict[str, Any]:
+    "Content of a dataset.json; empty without one."
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(path, f"no JSON ({error})", 'such as {"labels": {"background": 0, "liver": 1}}') from None
+    if not isinstance(content, dict) or not isinstance(content.get("labels", {}), dict):
+        raise DataError(path, "another form", 'such as {"labels": {"background": 0, "liver": 1}}')
+    return content
+
+
+# %%
+#| export
+def _options(root: Path, content: Mapping[str, Any], options: Mapping[str, Any]) -> FolderOptions:
+    "The options of dataset.json and those given, which win. Raises DataError naming a wrong one."
+    known = FolderOptions.model_fields
+    for name in content.keys() - known.keys() - {"labels", "channel_names", "name"}:
+        if near := get_close_matches(name, known, n=1, cutoff=0.8):
+            raise DataError(f"{root / 'dataset.json'}: {name}", "an option nobody knows", f"{near[0]!r}, perhaps")
+    try:
+        return FolderOptions(**{name: content[name] for name in known if name in content} | options)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: found {e['input']!r}; {e['msg']}" for e in error.errors())
+        raise DataError(f"{root}: option {faults} (options: {', '.join(known)})") from None
+
+
+# %%
+#| export
+def _ignore_label(named: Mapping[str, Any]) -> int | None:
+    "The value of the label called ignore or the like, if there is one; nnU-Net 1 has value → name."
+    pairs = [*named.items(), *((name, value) for value, name in named.items())]
+    found = [str(value) for name, value in pairs if str(name).lower() in _NOT_DRAWN]
+    return int(found[0]) if found and re.fullmatch(r"-?\d+", found[0]) else None
+
+
+# %% [markdown]
+# ## Who is trained on, who is tested
+#
+# | what there is | fold | trained on | tested |
+# |---|---|---|---|
+# | no label at all | 1 | everybody with scribbles | all scans: segmented, not scored |
+# | labelled patients without scribbles | 1 | everybody with scribbles | those |
+# | labels beside scribbles | 1 … 5 | everybody with scribbles, less the tested | a fifth of the labelled |
+#
+# Each name is one patient, unless the option `patient` says which part of the names is the patient's: with
+# `patient\d+`, patient001_frame01 and patient001_frame12 are the same one. Of a volume on which a few slices were
+# drawn, only those are learnt from.
+
+# %%
+#| export
+def make_folds(
+    scribbled: Sequence[str],  # patients all of whose scans carry what is learnt from
+    labelled: Sequence[str],  # patients all of whose scans carry a dense label
+    everybody: Sequence[str],  # all patients
+    *,
+    folds: int | None = None,  # how many; None: as the table says; 0: labels are not used
+    seed: int = 0,  # of the order in which labelled patients go to the folds
+) -> tuple[dict[int, tuple[str, ...]], dict[int, tuple[str, ...]]]:  # fold → patients tested, fold → trained on
+    "The folds of a folder: as many as asked for, but no more than labelled patients."
+    if folds == 0 or not labelled:
+        return {1: tuple(everybody)}, {1: tuple(scribbled)}
+    if folds is None and (apart := sorted(set(labelled) - set(scribbled))):
+        return {1: tuple(apart)}, {1: tuple(scribbled)}
+    tests = _random_parts(labelled, folds or 5, seed)
+    return tests, {k: tuple(p for p in scribbled if p not in test) for k, test in tests.items()}
+
+
+# %%
+#| export
+def _random_parts(patients: Collection[str], count: int, seed: int) -> dict[int, tuple[str, ...]]:
+    "Patients in random parts of nearly equal size, numbered from 1; no part is empty."
+    order = sorted(patients)
+    random.Random(seed).shuffle(order)
+    parts = min(count, len(order))
+    return {k + 1: tuple(sorted(order[k::parts])) for k in range(parts)}
+
+
+# %%
+#| export
+def drawn_slices(
+    case: Case,  # with its scribble, if it has one
+    target: str,  # "scribble", or "label": then all slices stay
+    ignore: int,  # value of an unannotated pixel
+) -> Case | None:  # None if nothing is drawn at all
+    "The slices of a case that have strokes; nothing can be learnt from the others."
+    if target == "label" or case.scribble is None:
+        return case
+    drawn = (case.scribble != ignore).any(axis=(1, 2))
+    if drawn.all():
+        return case
+    if not drawn.any():
+        return None
+    return replace(case, image=case.image[drawn], scribble=case.scribble[drawn], label=None, grid=None)
+
+
+# %%
+assert make_folds("ab", "", "abc") == ({1: ("a", "b", "c")}, {1: ("a", "b")})
+assert make_folds("ab", "c", "abc") == ({1: ("c",)}, {1: ("a", "b")})
+tests, trains = make_folds("abcdef", "abcdef", "abcdef", folds=3)
+assert sorted(sum(tests.values(), ())) == list("abcdef") and all(not {*tests[k]} & {*trains[k]} for k in tests)
+assert make_folds("ab", "ab", "ab", folds=0) == ({1: ("a", "b")}, {1: ("a", "b")})
+
+
+# %% [markdown]
+# ## The dataset
+#
+# Masks are read once when the folder is opened, unless `dataset.json` names every value. Images are read when they are
+# asked for.
+
+# %%
+#| export
+def folder(
+    path: Path | str,  # with images/, scribbles/ and perhaps labels/ and dataset.json, as the chapter says
+    **options: Any,  # of `FolderOptions`
+) -> Dataset:  # ignore 255; classes, modalities and folds as the folder has them
+    """A folder of NIfTI scans and scribbles as a dataset.
+
+    Intensities come out in [0, 1], slices across the largest spacing, everything turned to one orientation; `values`
+    and each case's `grid` lead back to the files. Raises DataError for masks without scan, unknown options, values that
+    need a name, nothing to learn from; on reading for a broken scan and for a mask that does not fit.
+    """
+    opened = open_folder(path, **options)
+    if opened.faults:
+        raise opened.faults[0]
+    labels, names, chosen = opened.labels(), patients_of(opened), opened.options
+    reading = chosen.model_dump(include={"axis", "clip", "robust", "check_affine"})
+    tests, trains, scored = _folds(opened, names)
+    read = partial(_read_patient, opened=opened, names=names, labels=labels, reading=reading)
+    return Dataset(
+        opened.root.resolve().name, labels.names, IGNORE, tuple(names), read, tests, chosen.augmentation,
+        _credit(opened), len(next(iter(opened.scans.values())).images), trains=trains, scored=scored,
+        values=labels.values, reading=reading, version=_version(opened))
+
+
+# %%
+#| export
+def patients_of(
+    opened: Folder,  # of `open_folder`
+) -> dict[str, list[str]]:  # patient → names of scans
+    "The patients of a folder. Raises DataError for a name in which the option `patient` finds none."
+    pattern, found = opened.options.patient, {}
+    for name in opened.scans:
+        match = re.match(pattern, name) if pattern else None
+        patient = match[0] if match else "" if pattern else name
+        if not patient or name[len(patient):][:1] not in ("", "_"):
+            raise DataError(f"{opened.root}: {name}", f"no patient by the expression {pattern!r}",
+                            "one that matches the start of the name, up to its end or an underscore")
+        found.setdefault(patient, []).append(name)
+    return found
+
+
+# %%
+#| export
+def complete_patients(
+    opened: Folder,  # of `open_folder`
+    patients: Mapping[str, Sequence[str]],  # patient → names of scans, of `patients_of`
+    kind: str,  # "scribble" or "label"
+) -> list[str]:  # patients all of whose scans have such a mask
+    "The patients who can be trained on, or scored."
+    masks = opened.masks(kind)
+    return [patient for patient, scans in patients.items() if all(scan in masks for scan in scans)]
+
+
+# %%
+#| export
+def _folds(opened: Folder, patients: Mapping[str, Sequence[str]]) -> tuple[dict, dict, bool]:
+    "Fold → patients tested, fold → trained on, and whether predictions are scored."
+    target = "scribble" if opened.masks("scribble") else "label"
+    learnt, labelled = (complete_patients(opened, patients, kind) for kind in (target, "label"))
+    if not learnt:
+        raise DataError(opened.root, f"no patient whose scans all have a {target}", "one at least")
+    options = opened.options
+    tests, trains = make_folds(learnt, labelled, list(patients), folds=options.folds, seed=options.seed)
+    return tests, trains, bool(labelled) and options.folds != 0
+
+
+def _credit(opened: Folder) -> str:
+    "Name, reference and licence, as dataset.json has them."
+    credit = [str(opened.content[key]) for key in ("name", "reference", "licence") if opened.content.get(key)]
+    return "; ".join(credit) or "the user's own folder"
+
+
+# %%
+#| export
+def _read_patient(patient: str, *, opened: Folder, names: Mapping[str, Sequence[str]], labels: Labels,
+                  reading: Mapping[str, Any]) -> list[Case]:
+    "The cases of a patient, with labels unless they are not used."
+    dense = opened.options.folds != 0 or not opened.masks("scribble")
+    return [_read_case(opened.scans[name], labels, patient, name[len(patient) + 1:], reading, dense)
+            for name in names[patient]]
+
+
+# %%
+#| export
+def _read_case(files: ScanFiles, labels: Labels, patient: str, frame: str, reading: Mapping[str, Any],
+               dense: bool) -> Case:
+    "A scan with its masks; `dense`: the label too."
+    case, masks = read_scan(files.images, patient=patient, frame=frame, **reading), {}
+    for kind, path in (("scribble", files.scribble), ("label", files.label if dense else None)):
+        if path:
+            volume, scan = read_nifti(path, flat=True)
+            ids = labels.read(volume, path, dense=kind == "label")
+            place = matching_grid(path, scan, case.grid, reading["check_affine"])
+            masks[kind] = np.ascontiguousarray(place.take(ids.T))
+    return replace(case, **masks)
+
+
+# %% [markdown]
+# **The four hearts.** What comes out is what went in, whatever the file's axes and values were.
+
+# %%
+(my_scans / "dataset.json").write_text('{"labels": {"background": 4, "RV": 1, "Myo": 2, "LV": 3}, "ignore": 0}')
+mine = folder(my_scans)
+for case, heart in zip(mine.cases(), HEARTS, strict=True):
+    np.testing.assert_array_equal(case.scribble, np.where(heart.scribble == 4, IGNORE, heart.scribble))
+    assert np.abs(case.image - heart.image).max() < 0.002
+print(f"{mine.class_names}, written as {mine.values}; fold 1 trains on {len(mine.split(1)[0])}, scored: {mine.scored}")
+
+# %% [markdown]
+# ## Real data: ACDC as if it were your own
+#
+# Two patients, copied into this layout under their own names; `ignore=4` has to be given. The loader of chapter 11 and
+# this one must see the same hearts. It says nothing about scans from other scanners: for those there are the checks of
+# the next chapter.
+
+# %%
+data = Path(os.environ.get("ATTENSCRIBBLE_DATA", "not set")) / "acdc"
+if data.is_dir():
+    theirs = [case for patient in ("patient001", "patient002") for case in acdc(data).read(patient)]
+    for case in theirs:
+        for kind, end in (("images", ""), ("scribbles", "_scribble"), ("labels", "_gt")):
+            target = work / "acdc" / kind / f"{case.name}{end}.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(Path(case.source.replace(".nii", f"{end}.nii")).read_bytes())
+    try:
+        folder(work / "acdc")
+    except DataError as error:
+        print(str(error).replace(str(work), "…"))
+else:
+    print("skipped: needs ACDC; set ATTENSCRIBBLE_DATA to the folder that holds acdc/")
+
+# %%
+if data.is_dir():
+    ours = folder(work / "acdc", ignore=4, patient=r"patient\d+")
+    for a, b in zip(theirs, ours.cases(), strict=True):
+        shares = [np.bincount(label.ravel(), minlength=4) for label in (a.label, b.label)]
+        assert np.array_equal(*shares) and np.array_equal(np.sort(a.image, None), np.sort(b.image, None))
+        assert np.allclose(np.sort(np.abs(np.diag(a.affine)[:3])), np.sort(np.abs(b.affine[:3, :3]).sum(1)), atol=0.1)
+    print(f"{ours.class_names}, folds {ours.folds}, slices across {b.grid.plane}, {b.spacing_mm} mm")
+
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Predict.** Twelve patients have scribbles, and three others have labels only. How many does fold 1 test?
+
+# %%
+def check_tested(answer):
+    scribbled, labelled = [f"s{n}" for n in range(12)], [f"l{n}" for n in range(3)]
+    tests, _ = make_folds(scribbled, labelled, scribbled + labelled)
+    assert answer() == len(tests[1])
+
+def my_tested():
+    ...  # your number here
+
+exercise(check_tested, my_tested, solution=lambda: 3)
+
+
+# %% [markdown]
+# **2. Implement** the `patient` expression for names such as `anna-2_t1` and `anna-2_t2`: patient `anna-2`, of any name
+# and number.
+
+# %%
+def check_expression(make):
+    for name, patient in (("anna-2_t1", "anna-2"), ("jo-17_early", "jo-17"), ("mary-ann-3_t2", "mary-ann-3")):
+        assert re.match(make(), name)[0] == patient
+
+def my_expression():
+    return "anna-2"  # improve this
+
+exercise(check_expression, my_expression, solution=lambda: r"[^_]+")
+
+
+# %% [markdown]
+# **3. Break.** Return a scribble whose first voxel is not drawn, and for which the rule silently says something else.
+
+# %%
+def check_fooled(make):
+    marks = make()
+    assert unannotated_naive(marks.ravel().tolist()) not in (None, marks[0, 0])
+
+def my_fooled():
+    return np.array([[255, 255, 255], [255, 0, 1]])  # improve this
+
+exercise(check_fooled, my_fooled, solution=lambda: np.array([[255, 0, 0], [0, 0, 1]]))
+
+# %% [markdown]
+# ## Recap
+#
+# Exported: `folder`, and what it is made of: `Labels` and `meaning_of` for values, `read_scan` and `matching_grid` for
+# voxels, `list_nifti` and `group_modalities` for names, `make_folds` for folds, `drawn_slices` for training. What may
+# surprise: equal shapes prove nothing, and the value 0 means opposite things in two programs.
+# [Chapter 18](18_check.ipynb) looks for everything that is wrong with a folder;
+# [chapter 19](19_datasets.ipynb) finds datasets by name.

@@ -1,0 +1,530 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The configuration
+#
+# > One validated object behind notebook parameters, checkpoints and result files.
+#
+# A run has fifty knobs. How do you change one, and know for certain that the others are what you think they are? You name what you
+# change, a profile and a preset fill in the rest, and whatever the object does not know it refuses.
+
+# %%
+#| default_exp runs.config
+
+# %%
+#| export
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+# %%
+#| export
+from attenscribble.basics.errors import one_of
+from attenscribble.basics.notebook import notebook_settings
+from attenscribble.data.datasets import SOURCES
+from attenscribble.method.objective import Method, Objective, method_named
+from attenscribble.method.switches import RELEASED, MethodSwitches, Switches
+from attenscribble.method.other_networks import check_network
+from attenscribble.rivals import branches, pseudo, regularisers, teachers
+
+# %%
+from attenscribble.basics.checking import exercise
+
+# %% [markdown]
+# ## The answer first
+#
+# `differences` says what sets a run apart from the defaults.
+#
+# ```python
+# config = Config(dataset="acdc", profile="mini", lam_mcrf="0.3")
+# config.differences()
+# ```
+#
+# ## Profiles and presets are lists of differences
+#
+# A profile says how much to compute, a preset says whose method. Both are flat dictionaries, so that they can be read,
+# compared, and printed beside a result.
+#
+# The paper's $r$ and $\sigma$ of the attentive loss count cells of a 64² grid (256² input, third encoder layer). On a
+# smaller grid the same numbers would cover a larger part of the heart, so small profiles scale them.
+
+# %%
+#| export
+PROFILES: dict[str, dict[str, Any]] = {
+    # phantom hearts, minutes on two CPU cores
+    "smoke": {"size": 96, "batch": 8, "iterations": 400, "lr": 0.03, "asl_radius": 2, "asl_sigma_xy": 2.25,
+              "data_patients": 10, "eval_every": 100, "log_every": 10},
+    # real data, at most ten minutes on two CPU cores
+    "mini": {"size": 128, "batch": 8, "iterations": 1500, "lr": 0.03, "asl_radius": 2, "asl_sigma_xy": 3.0},
+    # real data at the paper's size, minutes on one GPU
+    "fast": {"size": 256, "batch": 12, "iterations": 12_000},
+    # the released schedule
+    "paper": {"size": 256, "batch": 12, "iterations": 60_000},
+}
+
+# %%
+#| export
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
+RIVALS = (pseudo, teachers, branches, regularisers)  # to import them is to register their methods
+# what a run computes does not depend on these
+PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume", "log_every")
+
+
+# %% [markdown]
+# ## The object
+#
+# | value | where it stands | what happens |
+# |---|---|---|
+# | `"1e-4"`, `"false"`, `"12"` | from a command line | become number, truth value, number |
+# | `None` | left as it was in the parameters cell | profile, preset or default decides |
+# | a name nobody knows | anywhere | refused, with the nearest name |
+# | a value out of range | anywhere | refused, with the field and the choices |
+
+# %%
+#| export
+class WhatSettings(Switches):
+    "What is trained on what."
+
+    dataset: str = Field("phantom", description="which data: phantom, acdc, wsl4mis, chaos, folder")
+    method: str = Field("ours", description="a registered method; `attenscribble methods` lists them")
+    fold: int = Field(1, ge=1, description="test fold, counted from 1")
+    seed: int = Field(2022, ge=0, description="of weights, batches, augmentation and dropout (2022: released)")
+    profile: Literal["smoke", "mini", "fast", "paper"] = Field("smoke", description="how much to compute")
+    preset: Literal["paper", "released"] = Field("paper", description="the paper's text, or its released code")
+    root: str = Field("", description="folder of the data; empty: $ATTENSCRIBBLE_DATA, then the user data folder")
+
+    @field_validator("dataset")
+    @classmethod
+    def known_dataset(cls, name: str) -> str:
+        return one_of("dataset", name, SOURCES)
+
+
+# %%
+#| export
+class ScheduleSettings(Switches):
+    "How much is computed, and how fast the network learns."
+
+    size: int = Field(256, ge=16, description="side of the network's input in px")
+    batch: int = Field(12, ge=1, description="slices an iteration")
+    iterations: int = Field(60_000, ge=1, description="optimiser steps")
+    lr: float = Field(0.01, gt=0, description="start of the schedule (released)")
+    attention_lr: float | None = Field(None, gt=0, description="the same for the attention; None: as lr")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD (released)")
+    weight_decay: float = Field(1e-4, ge=0, description="on all parameters (released)")
+    power: float = Field(0.9, ge=0, description="of the polynomial decay (released)")
+    lr_off_by_one: bool = Field(False, description="the released code's schedule lags one step behind")
+    augmentation: Literal["dataset", "acdc", "chaos", "none"] = Field("dataset", description="what slices go through")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the network's forward pass")
+
+    @field_validator("size")
+    @classmethod
+    def divisible(cls, size: int) -> int:
+        if size % 16:
+            raise ValueError(f"the network halves its input four times: {size} is not a multiple of 16")
+        return size
+
+
+# %%
+#| export
+class TestSettings(Switches):
+    "Which weights are tested, and how."
+
+    checkpoint: Literal["last", "best_val"] = Field("last", description="which weights are tested")
+    validation: float = Field(0.1, gt=0, lt=1, description="share of training patients that best_val holds out")
+    eval_every: int = Field(200, ge=1, description="iterations between checkpoints and validations")
+    eval_resize: Literal["nearest-exact", "nearest"] = Field(
+        "nearest-exact", description="masks back to the scan's grid; nearest (released) shifts them by half a pixel")
+    hd95: bool = Field(True, description="score HD95 in mm; false where the voxel spacing is unknown")
+
+
+# %%
+#| export
+class PlaceSettings(Switches):
+    "Where a run computes, and where it writes."
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    devices: int = Field(1, ge=1, description="processes that train together, each on a GPU or a part of the CPU")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="the network by torch.compile; auto: on a GPU")
+    output: str = Field("", description="folder for run folders; empty: runs/ of the clone, else of the current folder")
+    archive: str = Field("", description="folder that also gets the result's JSON, such as ../results")
+    resume: bool = Field(True, description="go on from the run folder's checkpoint if there is one")
+    log_every: int = Field(20, ge=1, description="iterations between rows of the log")
+
+    @field_validator("device")
+    @classmethod
+    def known_device(cls, name: str) -> str:
+        if name != "auto" and torch.device(name).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("no CUDA device is available: use device=auto or cpu")
+        return name
+
+
+# %% [markdown]
+# Four groups have names that depend on the method or on the dataset, such as the weight of a term. Each is one dictionary, and
+# `lam_mcrf=0.3` is its entry `mcrf`.
+
+# %%
+#| export
+def _typed(value: Any) -> Any:
+    "Text as JSON reads it where that is a number or a truth value; everything else as it is."
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return found if isinstance(found, (bool, int, float)) else value
+
+
+# %%
+#| export
+class OpenSettings(Switches):
+    "Settings whose names depend on the method and the dataset: one dictionary each."
+
+    lam: dict[str, float] = Field({}, description="term → weight in place of the method's: `lam_mcrf`, …")
+    start: dict[str, int] = Field({}, description="term → first iteration in place of the method's: `start_atn`, …")
+    method_options: dict[str, Any] = Field({}, description="the method's own switches: `method_passes`, …")
+    data: dict[str, Any] = Field({}, description="options of the dataset: `data_patients`, `data_sequence`, …")
+
+    @field_validator("data")
+    @classmethod
+    def as_typed(cls, data: dict[str, Any]) -> dict[str, Any]:
+        "A loader's options have no declared types: text that is a number or true, false, as a terminal gives it."
+        return {name: _typed(value) for name, value in data.items()}
+
+
+# %% [markdown]
+# All of it together, and the checks that need more than one setting.
+
+# %%
+#| export
+class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSettings, MethodSwitches):
+    """Everything that decides a run, under flat names: `Config(dataset="acdc", lam_mcrf=0.3)`.
+
+    The method's settings, the profile and the preset fill in what is not given; None is not given. It never changes
+    afterwards. Raises ValueError with a line for each wrong setting."""
+
+    def __init__(
+        self,
+        **given: Any,  # settings by name
+    ) -> None:
+        try:
+            super().__init__(**_filled(_gathered(given)))
+        except ValidationError as error:
+            raise ValueError("\n".join(_explained(e) for e in error.errors())) from None
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Config":
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
+                             "expected auto, cpu or cuda")
+        check_network(_objective(self)[0], self)
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        "All settings under flat names."
+        values = self.model_dump()
+        opened = {f"{start}_{name}": value for start, group in OPEN.items()
+                  for name, value in values.pop(group).items()}
+        return values | opened
+
+    def differences(self) -> dict[str, Any]:
+        "What differs from the fields' own defaults, under flat names."
+        defaults = default_settings()
+        return {name: value for name, value in self.flat().items() if name not in defaults or defaults[name] != value}
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        "The settings that change the outcome, under flat names: all but folders, device and what is only shown."
+        settings = {name: value for name, value in self.flat().items() if name not in PLACES}
+        return settings | ({"folder": Path(self.root).resolve().name} if self.dataset == "folder" else {})
+
+    @property
+    def run_id(self) -> str:
+        "A readable name with a short hash of every setting that changes the outcome and is not at its default."
+        return _name_of(self)
+
+
+# %%
+#| export
+OPEN = {"lam": "lam", "start": "start", "method": "method_options", "data": "data"}  # `lam_mcrf` is `mcrf` in `lam`
+
+
+# %%
+#| export
+def default_settings() -> dict[str, Any]:
+    "The fields' own defaults, before method, profile and preset have their say."
+    return {name: info.default for name, info in Config.model_fields.items() if name not in OPEN.values()}
+
+
+# %%
+#| export
+def _name_of(config: Config) -> str:
+    "The name of a run."
+    differences, decisive = config.differences(), config.decisive
+    changed = {name: value for name, value in decisive.items() if name in differences or name == "folder"}
+    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+    data, method = (re.sub(r"[^\w.-]+", "_", name) for name in (decisive.get("folder", ""), config.method))
+    return f"{data or config.dataset}-{method}-fold{config.fold}-seed{config.seed}-{config.profile}-{digest}"
+
+
+# %%
+#| export
+def _objective(config: Config) -> tuple[Method, Objective]:
+    "The method, and its terms with a run's weights, starts and switches. Raises ValueError for a term it lacks."
+    method = method_named(config.method)
+    return method, Objective(method, config.lam, config.start, config.method_options)
+
+
+# %% [markdown]
+# ## From what is given to all settings
+#
+# First, entries of the open groups are gathered; a dictionary such as `crf={"mask": "p"}`, as papermill's YAML may have it, is the same as
+# `crf_mask="p"`. Then names are looked at, and the rest is filled in: the method's own settings, the profile over them, the preset over both.
+
+# %%
+#| export
+def _gathered(
+    given: Mapping[str, Any],  # flat names, or dictionaries of groups
+) -> dict[str, Any]:  # fields of `Config`
+    "Flat names without None, each entry of an open group inside its dictionary."
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        grouped = isinstance(value, dict) and name not in Config.model_fields
+        flat |= {f"{name}_{key}": entry for key, entry in value.items()} if grouped else {name: value}
+    found: dict[str, Any] = {}
+    for name, value in flat.items():
+        start, _, rest = name.partition("_")
+        if value is None:
+            continue
+        if start in OPEN and rest and name not in Config.model_fields:
+            found[OPEN[start]] = found.get(OPEN[start], {}) | {rest: value}
+        else:
+            found[name] = found.get(name, {}) | value if name in OPEN.values() else value
+    return found
+
+
+# %%
+#| export
+def _filled(
+    given: Mapping[str, Any],  # of `_gathered`
+) -> dict[str, Any]:
+    "Method, profile and preset fill in what is not given. Raises ValueError for a name that nobody knows."
+    method = method_named(given.get("method", "ours"))
+    _check_names(given, method)
+    profile = choose_profile(given)
+    preset = one_of("preset", given.get("preset", "paper"), PRESETS)
+    options = method.options.released if preset == "released" else {}
+    fills = _gathered({**method.settings, **PROFILES[profile], **PRESETS[preset], "method_options": dict(options)})
+    terms = {term.name for term in method.terms}
+    fills["start"] = {name: step for name, step in fills.get("start", {}).items() if name in terms}
+    if given.get("dataset", "phantom") != "phantom":  # the options that a profile fills in are the phantom's
+        fills.pop("data", None)
+    merged = {name: fills.get(name, {}) | given.get(name, {}) for name in OPEN.values()}
+    merged["method_options"] = _own_options(method, merged["method_options"])
+    return {**fills, **given, **merged, "profile": profile, "preset": preset}
+
+
+# %%
+#| export
+def _own_options(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    "A method's own switches as their own types; those at their defaults are left out."
+    try:
+        return method.options(**options).model_dump(exclude_defaults=True)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explained(e, "method_") for e in error.errors())) from None
+
+
+# %%
+#| export
+def _check_names(given: Mapping[str, Any], method: Method) -> None:
+    "Raises ValueError with the nearest name for every setting that nobody knows."
+    own = [f"method_{name}" for name in method.options.model_fields]
+    asked = [name for name in given if name not in Config.model_fields]
+    asked += [name for option in given.get("method_options", {}) if (name := f"method_{option}") not in own]
+    known = [*(name for name in Config.model_fields if name not in OPEN.values()), *own]
+    lines = [f"{name}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else "")
+             for name in asked for near in [get_close_matches(name, known, n=1)]]
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+# %%
+#| export
+def choose_profile(
+    given: Mapping[str, Any],  # settings by name
+) -> str:  # one of `PROFILES`
+    "The profile asked for; `auto`: smoke for the phantom, else fast on a CUDA device and mini on a CPU."
+    profile = given.get("profile", "auto")
+    if profile != "auto":
+        return one_of("profile", profile, PROFILES)
+    if given.get("dataset", "phantom") == "phantom":
+        return "smoke"
+    device = str(given.get("device", "auto"))
+    return "fast" if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()) else "mini"
+
+
+# %%
+#| export
+def _explained(
+    error: Mapping[str, Any],  # of pydantic
+    start: str = "",  # of the names
+) -> str:
+    "One line for one of pydantic's errors: setting, what was found, what was expected."
+    name = start + "_".join(str(part) for part in error["loc"] if part not in ("float", "literal['hw']")) or "settings"
+    message = error["msg"].removeprefix("Value error, ")
+    complete = error["loc"] == () or message.startswith(f"{name}: ")
+    return message if complete else f"{name}: found {error['input']!r}; {message}"
+
+
+# %% [markdown]
+# Checkpoints and result files of version 0.1 hold two settings under the names of that time.
+
+# %%
+#| export
+def current_names(
+    settings: Mapping[str, Any],  # of a checkpoint or a result file, of any version
+) -> dict[str, Any]:  # the same under the names of this version
+    "Settings under today's names: `asl_sigma` is `asl_sigma_xy`, and a method's own `own_passes` is `method_passes`."
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name == "asl" and isinstance(value, dict):
+            value = {"sigma_xy" if key == "sigma" else key: entry for key, entry in value.items()}
+        new = {"asl_sigma": "asl_sigma_xy", "own": "method_options"}.get(name, name)
+        found[re.sub("^own_", "method_", new)] = value
+    return found
+
+
+# %%
+assert current_names({"asl_sigma": 3.0, "own_passes": 4}) == {"asl_sigma_xy": 3.0, "method_passes": 4}
+assert Config(**current_names({"method": "ustm", "asl": {"sigma": 2.0}, "own": {"passes": 4}})) == Config(
+    method="ustm", asl_sigma_xy=2.0, method_passes=4)
+
+# %% [markdown]
+# ## From a notebook's parameters
+#
+# [`notebook_settings`](../basics/06_notebook.ipynb) reads what papermill has written into a notebook; `train.ipynb` gives it to `Config`. YAML may hold
+# a group as a dictionary, a text the settings that the parameters cell does not list.
+
+# %%
+cells = {"In": [], "json": json, "lr": None, "lam": {"mcrf": 0.9}, "data": {"patients": 4}, "extra": "start_atn=50"}
+config = Config(**notebook_settings(cells, groups=tuple(OPEN)))
+assert config == Config(lam_mcrf=0.9, data_patients=4, start_atn=50)
+
+# %% [markdown]
+# ## Check by hand
+#
+# Strings become what they say, groups may come as dictionaries, and the nearest name is offered.
+
+# %%
+config = Config(dataset="acdc", profile="mini", lam_mcrf="0.3", resume="false", asl_radius="3", lr="1e-2")
+assert config.lam == {"mcrf": 0.3} and config.resume is False and config.asl_radius == 3 and config.lr == 0.01
+config.differences()
+
+
+# %%
+def message(**given):
+    "The text of the refusal."
+    try:
+        return Config(**given).run_id
+    except ValueError as error:
+        return str(error)
+
+
+assert Config(crf={"mask": "p"}, lam={"mcrf": 0.3}) == Config(crf_mask="p", lam_mcrf=0.3)
+assert "did you mean 'asl_radius'" in message(asl_radios=3)
+assert "expected one of paper, released; did you mean 'released'?" in message(preset="relesed")
+assert "crf_mask: found 'both'; Input should be 'pq', 'p' or 'none'" in message(crf_mask="both")
+assert "multiple of 16" in message(size=100)
+assert "lam_atn: method 'pce' has the terms seg" in message(method="pce", lam_atn=1)
+message(method="our", dataset="acdc")
+
+# %% [markdown]
+# ## What a preset changes
+#
+# The released code differs from the paper's text in the following settings, and in no other.
+
+# %%
+paper, code = Config().flat(), Config(preset="released").flat()
+{name: (paper.get(name), value) for name, value in code.items() if paper.get(name) != value}
+
+# %% [markdown]
+# ## Names for runs
+#
+# Two runs with the same settings have the same name, wherever they are stored; any setting that can change the
+# outcome changes the hash.
+
+# %%
+assert Config(output="a").run_id == Config(output="b").run_id
+assert Config(seed=1).run_id != Config(seed=2).run_id
+assert Config(asl_sigma_xy=3.5).run_id != Config().run_id
+released = Config(preset="released")
+assert Config(**json.loads(released.model_dump_json())) == released
+typed = Config(data_patients="5", data_sequence="t2spir", data_robust="true").data
+assert typed == {"patients": 5, "sequence": "t2spir", "robust": True}, "as a command line gives them"
+ours, theirs = (Config(dataset="folder", root=f"data/{name}") for name in ("liver", "spleen"))
+assert ours.run_id != theirs.run_id and ours.run_id.startswith("liver-") and "root" not in ours.decisive
+config.run_id
+
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Predict.** Which loss window, in pixels a side, does the profile `paper` use for the masked CRF when
+# `crf_window` is `strict`?
+
+# %%
+def check_window(answer):
+    assert answer() == 9
+
+def attempt_window():
+    ...
+
+exercise(check_window, attempt_window, solution=lambda: 2 * (Config(profile="paper").crf_radius - 1) + 1)
+
+
+# %% [markdown]
+# **2. Implement.** Which settings does the preset `released` change for the method `pce`, leaving out those it has no use for? Return the names
+# that differ between two configurations.
+
+# %%
+def check_changed(changed):
+    assert changed(Config(seed=1, lr=0.1), Config(seed=2, lr=0.1)) == {"seed"}
+    assert "crf_mask" in changed(Config(), Config(preset="released"))
+
+def attempt_changed(one, other):
+    ...
+
+def solve_changed(one, other):
+    one, other = one.flat(), other.flat()
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+exercise(check_changed, attempt_changed, solve_changed)
+
+
+# %% [markdown]
+# **3. Break.** Find a setting that `Config` takes and that makes no difference to `run_id`.
+
+# %%
+def check_silent(answer):
+    assert answer and Config(**answer).run_id == Config().run_id
+
+attempt_silent = {}
+
+exercise(lambda f: check_silent(f()), lambda: attempt_silent, solution=lambda: {"log_every": 7})
+
+# %% [markdown]
+# ## Recap
+#
+# Exported: `Config`, `PROFILES`, `PRESETS`. Everything after this chapter takes a `Config`. Surprise: most of what
+# separates "the paper" from "the paper's code" fits in ten lines.

@@ -1,0 +1,134 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Setup
+#
+# > A configuration, resolved once into what a run needs.
+#
+# Settings are words and numbers, and a run needs things: the data, the method's losses, a device, a number format. If every function looked
+# them up again, two of them could find different things. So they are looked up once, here, and handed on together.
+
+# %%
+#| default_exp runs.setup
+
+# %%
+#| export
+from dataclasses import dataclass
+
+import torch
+
+from attenscribble.data.datasets import open_dataset
+from attenscribble.data.scans import Dataset
+from attenscribble.method.objective import Method, Objective, method_named
+from attenscribble.runs.config import Config
+
+# %%
+from attenscribble.basics.checking import exercise
+from attenscribble.data.phantom import phantom
+
+
+# %% [markdown]
+# ## Device and precision
+#
+# bfloat16 keeps float32's range and gives up digits; convolutions run in it, losses are summed in float32. It pays where the processor
+# has instructions for it.
+
+# %%
+#| export
+def choose_device(
+    name: str = "auto",  # auto, cpu, cuda, cuda:1, …
+) -> torch.device:  # `auto`: the first CUDA device, else the CPU
+    "The device to compute on."
+    if name == "auto":
+        name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+# %%
+#| export
+def choose_precision(
+    name: str,  # auto, float32, bfloat16
+    device: torch.device,  # where the convolutions run
+) -> torch.dtype | None:  # the autocast type; None = plain float32
+    "`auto`: bfloat16 where the hardware multiplies it natively, else float32."
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and native) else None
+
+
+# %%
+cpu = choose_device("cpu")
+assert choose_precision("float32", cpu) is None and choose_precision("bfloat16", cpu) is torch.bfloat16
+print(f"auto means {choose_device()}, {choose_precision('auto', choose_device()) or torch.float32} here")
+
+
+# %% [markdown]
+# ## All of it
+#
+# A loader may choose by itself what was left open, such as the sequence of CHAOS that is at hand. What it chose belongs to the settings that
+# the run is named by; what was given stays.
+
+# %%
+#| export
+@dataclass(frozen=True, eq=False)
+class Setup:
+    "What a run needs, looked up once."
+
+    config: Config  # the loader's own choices filled in
+    dataset: Dataset
+    method: Method
+    objective: Objective  # the method's terms with the run's weights and starts
+    device: torch.device
+    precision: torch.dtype | None  # autocast type of the network; None: plain float32
+
+
+# %%
+#| export
+def resolve(
+    config: Config,  # the settings of the run
+    dataset: Dataset | None = None,  # data that is at hand; None: those that the settings name are opened
+) -> Setup:  # with the configuration that the run is named by
+    "Look up what a configuration names. Raises what `open_dataset` raises."
+    if dataset is None:
+        dataset = open_dataset(config.dataset, config.root or None, **config.data)
+    config = config.model_copy(update={"data": dataset.options | config.data})
+    method, device = method_named(config.method), choose_device(config.device)
+    objective = Objective(method, config.lam, config.start, config.method_options)
+    return Setup(config, dataset, method, objective, device, choose_precision(config.precision, device))
+
+
+# %%
+setup = resolve(Config(method="gated-crf", lam_crf=0.2, data_patients=5))
+assert setup.dataset.patients == phantom(patients=5).patients and setup.method.name == "gated-crf"
+assert [(term.name, term.weight) for term in setup.objective.terms] == [("seg", 1.0), ("crf", 0.2)]
+print(setup.config.run_id, setup.device, setup.precision)
+
+
+# %% [markdown]
+# ## Exercise
+#
+# **Predict.** Data may be given, and then none is opened. Which dataset does the setup below hold, and which does its configuration name?
+
+# %%
+def check_names(answer):
+    given = resolve(Config(dataset="acdc"), phantom(patients=5))
+    assert answer() == (given.dataset.name, given.config.dataset)
+
+def my_names():
+    ...  # ("…", "…")
+
+exercise(check_names, my_names, solution=lambda: ("phantom", "acdc"))
+
+# %% [markdown]
+# ## Recap
+#
+# `resolve` makes a `Setup` of a `Config`; training, testing and prediction take it from there. [Next](52_launch.ipynb): several processes for
+# one run.

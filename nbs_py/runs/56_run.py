@@ -1,0 +1,550 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Runs
+#
+# > From a configuration to masks, scores and one small file that says how they came about.
+#
+# In a year, someone doubts a number in your table. What must you have kept to answer? A run writes everything into one folder, and its
+# `result.json` says with which settings, versions and machine each number was made.
+
+# %%
+#| default_exp runs.run
+
+# %%
+#| export
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# %%
+#| export
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+# %%
+#| export
+from attenscribble import __version__
+from attenscribble.basics.distributed import rank, world_size
+from attenscribble.basics.drawing import class_legend, draw, panels, save_figure
+from attenscribble.basics.errors import DataError
+from attenscribble.basics.files import project_root, write_json
+from attenscribble.basics.native import native
+from attenscribble.data.batches import resize_image
+from attenscribble.data.scans import Case, Dataset
+from attenscribble.method.objective import attention_of
+from attenscribble.method.ssa import attention_maps, plot_attention
+from attenscribble.runs.config import Config
+from attenscribble.runs.inference import TrainedNetwork, save_mask
+from attenscribble.runs.launch import process_group
+from attenscribble.runs.metrics import POLICIES, format_table, score_case, summarise
+from attenscribble.runs.setup import Setup, resolve
+from attenscribble.runs.training import Training, Watcher, continue_training, start_training, train_in_processes
+
+# %%
+import tempfile
+
+from attenscribble.basics.checking import exercise
+
+
+# %% [markdown]
+# ## The answer first
+#
+# A run folder and, in it, a `result.json` of a few kilobytes: all settings, the versions, the kind of machine, the
+# rule by which the checkpoint was chosen, and the score of **every** volume and class under each policy for empty
+# masks. Tables are made from these files and from nothing else.
+#
+# ```
+# runs/acdc-ours-fold1-seed2022-mini-1a2b3c4d/
+#     config.json  log.csv  checkpoint.pt  masks/*.nii.gz  prediction.png  attention.png  report.md  result.json
+# ```
+
+# %%
+#| export
+@dataclass
+class Outcome:
+    "A finished run."
+
+    setup: Setup
+    folder: Path
+    result: dict[str, Any]  # what result.json holds
+    network: TrainedNetwork  # the one that was tested
+    log: list[dict[str, float]]
+    masks: dict[str, np.ndarray]  # case name → [Z,Y,X] uint8
+
+    @property
+    def config(self) -> Config:
+        "The settings of the run."
+        return self.setup.config
+
+    @property
+    def dataset(self) -> Dataset:
+        "Its data."
+        return self.setup.dataset
+
+    @property
+    def model(self) -> nn.Module:
+        "The network that was tested, in eval mode."
+        return self.network.model
+
+    def summary(
+        self,
+        policy: str = POLICIES[0],  # for empty masks
+    ) -> pd.DataFrame:  # of `summarise`
+        "Mean and standard deviation per class under a policy for empty masks."
+        rows = pd.DataFrame(self.result["cases"])
+        return summarise(rows[rows.policy == policy])
+
+    def report(self) -> str:
+        "The table of the run with the line that says what it is."
+        return _report(self)
+
+    def files(self) -> str:
+        "Where everything was written."
+        return _files(self.folder)
+
+
+# %%
+#| export
+def _report(outcome: Outcome) -> str:
+    "Name, headline, and a table for each policy; where nothing was scored, what to do with the network."
+    lines = [outcome.config.run_id, headline(outcome.result), ""]
+    if not outcome.result["cases"]:
+        return "\n".join([*lines, "Nothing was scored: no dense labels. The masks are in masks/; of new scans:",
+                          f"attenscribble predict --checkpoint {os.path.relpath(outcome.folder)} SCANS MASKS", ""])
+    for policy in POLICIES:
+        lines += [format_table(outcome.summary(policy)).to_string(), ""]
+    return "\n".join(lines)
+
+
+# %%
+#| export
+def _files(folder: Path) -> str:
+    "What lies in a run folder, a line each."
+    kept = ["result.json", "log.csv", "checkpoint.pt", "masks", "prediction.png", "attention.png"]
+    return "\n".join(f"{name:16}{os.path.relpath(folder / name)}" for name in kept if (folder / name).exists())
+
+
+# %%
+#| export
+def headline(
+    result: dict[str, Any],  # the content of a result.json
+) -> str:  # one line
+    "Profile, checkpoint rule, seed, machine and size of the test fold."
+    return (f"profile {result['profile']}, preset {result['preset']}, seed {result['seed']}, "
+            f"checkpoint {result['checkpoint']}, {result['test_volumes']} test volumes of fold {result['fold']}, "
+            f"{result['machine']}")
+
+
+# %% [markdown]
+# ## What else belongs into the file
+
+# %%
+#| export
+def machine_kind(
+    device: torch.device,  # where the network ran
+) -> str:  # "NVIDIA H200" or "2 CPU cores, AVX512"; with fewer threads than cores "1 of 2 CPU cores, AVX512"
+    "The kind of machine and how much of it was used, without its name."
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    used = f"{threads} of {cores}" if threads < cores else str(cores)
+    return f"{used} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+# %%
+#| export
+def precision_name(
+    precision: torch.dtype | None,  # autocast type
+) -> str:  # float32 or bfloat16
+    "What `auto` came to."
+    return str(precision or torch.float32).removeprefix("torch.")
+
+
+# %%
+#| export
+def software() -> dict[str, str]:
+    "Versions of what a result depends on."
+    packages = ("torch", "numpy", "scipy", "scikit-image", "nibabel", "h5py")
+    return {"python": platform.python_version(), "attenscribble": __version__, **{p: version(p) for p in packages}}
+
+
+# %%
+#| export
+def run_folder(
+    config: Config,  # output, and all that the run is named by
+) -> Path:  # runs/ID
+    "The folder of a run: under `output`, else under runs/ of the clone or of the current folder."
+    base = Path(config.output) if config.output else (project_root() or Path.cwd()) / "runs"
+    return base / config.run_id
+
+
+# %% [markdown]
+# ## Segment and score a fold
+#
+# Whole volumes, one after another. A scan that carries no voxel spacing has no HD95 in mm: the run says so before it
+# trains, not after.
+
+# %%
+#| export
+def check_scorable(
+    setup: Setup,  # of the run
+) -> None:
+    "Raises DataError, before any training, when the test fold cannot be scored as asked."
+    dataset, config = setup.dataset, setup.config
+    _, patients = dataset.split(config.fold)
+    for case in dataset.read(patients[0]) if dataset.scored else ():
+        if case.label is None:
+            raise DataError(f"{case.name}: a test volume needs a dense label to be scored against, found none")
+        if case.spacing_mm is None and config.hd95:
+            raise DataError(f"{case.name}: HD95 in mm needs the voxel spacing, {config.dataset} holds none; give it "
+                            "(data_spacing: a json or a folder of NIfTI scans) or score DSC only (hd95=false)")
+
+
+# %%
+#| export
+def segment_fold(
+    network: TrainedNetwork,  # segments each test volume
+    setup: Setup,  # the fold, and whether it is scored
+    folder: Path,  # masks/ is written here
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # masks and scores by case
+    "Predict and save every test volume; score it, unless the dataset is not scored."
+    dataset, config = setup.dataset, setup.config
+    masks, rows = {}, []
+    for case in tqdm(dataset.cases(dataset.split(config.fold)[1]), desc="test volumes"):
+        mask = network.segment(case.image, device=setup.device)
+        if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
+            save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)
+        masks[case.name] = mask
+        if dataset.scored:
+            rows += score(mask, case, dataset, config)
+    return masks, rows
+
+
+# %%
+#| export
+def score(
+    mask: np.ndarray,  # [Z,Y,X] uint8 class ids
+    case: Case,  # with its label
+    dataset: Dataset,  # the names of the classes
+    config: Config,  # hd95
+) -> list[dict[str, Any]]:  # of `score_case`
+    "Rows of one case under all policies, a lone slice in 2D; NaN becomes None, which JSON can hold."
+    label, spacing_mm = case.label, case.spacing_mm
+    if len(mask) == 1:  # in 3D every pixel of a lone slice would be surface
+        mask, label, spacing_mm = mask[0], label[0], spacing_mm and spacing_mm[1:]
+    rows = score_case(mask, label, spacing_mm, dataset.class_names, policy=POLICIES, case=case.name,
+                      with_hd95=config.hd95)
+    return [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
+
+
+# %% [markdown]
+# ## The whole run
+
+# %%
+#| export
+def run_experiment(
+    config: Config,  # the settings of the run
+    watch: Watcher | None = None,  # such as `LiveCurves()`
+) -> Outcome | None:  # None only under `torchrun`, in all processes but number 0
+    """Train on a fold, segment its test volumes, score them, write the result.
+
+    With `devices` above 1 the training runs in as many fresh processes; under `torchrun`, in those that it started.
+    Raises DataError, before anything is written, on data that lacks what the run needs; ValueError for
+    settings that make no network; RuntimeError when another process is at work in the run folder.
+    """
+    with process_group(config.device):
+        setup = resolve(config)
+        check_scorable(setup)
+        state = start_training(setup)  # settings that make no network are refused before there is a folder
+        folder = run_folder(setup.config)
+        folder.mkdir(parents=True, exist_ok=True)
+        if rank():
+            continue_training(state, folder)
+            return None
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                return _locked_run(state, folder, watch)
+        except Timeout:
+            raise RuntimeError(f"{folder}: another process is working on this run") from None
+
+
+# %%
+#| export
+def _locked_run(state: Training, folder: Path, watch: Watcher | None) -> Outcome:
+    "The run itself, inside its folder's lock."
+    setup = state.setup
+    write_json(setup.config.model_dump(), folder / "config.json")
+    apart = setup.config.devices > 1 and world_size() == 1
+    (train_in_processes if apart else continue_training)(state, folder, watch)
+    started = time.perf_counter()
+    network = TrainedNetwork.of(state)
+    network.model.eval()
+    masks, rows = segment_fold(network, setup, folder)
+    result = _result(state, rows, len(masks), time.perf_counter() - started)
+    outcome = Outcome(setup, folder, result, network, state.log, masks)
+    _write(outcome)
+    return outcome
+
+
+# %% [markdown]
+# What a result says of its run: settings and where they differ from the defaults, data, machine, software, then a row for each volume and class.
+
+# %%
+#| export
+def _result(state: Training, rows: list[dict[str, Any]], volumes: int, seconds: float) -> dict[str, Any]:
+    "The content of result.json."
+    config, dataset, device = state.config, state.setup.dataset, state.setup.device
+    named = ("dataset", "method", "fold", "seed", "profile", "preset", "checkpoint")
+    return {
+        "run": config.run_id, **{name: getattr(config, name) for name in named}, "title": state.setup.method.title,
+        "checkpoint_step": state.best.get("step", state.step), "test_volumes": volumes,
+        "machine": machine_kind(device), "processes": max(config.devices, world_size()),
+        "kernels": "C" if device.type == "cpu" and native("") else "PyTorch",
+        "train_seconds": round(state.seconds, 1), "test_seconds": round(seconds, 1),
+        "precision": precision_name(state.setup.precision),
+        "differences": {name: value for name, value in config.differences().items() if name in config.decisive},
+        "settings": config.decisive, "data_source": dataset.source, "software": software(), "last_log": state.log[-1],
+        "scored": dataset.scored, "label_values": list(dataset.values), "cases": rows}
+
+
+# %%
+#| export
+def _write(outcome: Outcome) -> None:
+    "Pictures, result and report into the run folder; the result into the archive too."
+    folder, config = outcome.folder, outcome.config
+    for figure, name in ((plot_predictions(outcome), "prediction"), (plot_attention_rows(outcome), "attention")):
+        if figure is not None:
+            save_figure(figure, folder / name)
+            figure.clear()
+    write_json(outcome.result, folder / "result.json")
+    (folder / "report.md").write_text(f"{outcome.report()}\n{outcome.files()}\n")
+    if config.archive:
+        write_json(outcome.result, Path(config.archive) / f"{config.run_id}.json")
+
+
+# %% [markdown]
+# ## The pictures at its end
+#
+# The slice is chosen by a rule, not by eye: the test volume whose mean DSC is the median of the fold, and of it the
+# middle one of the slices that contain an annotated structure.
+
+# %%
+#| export
+def median_case(
+    dataset: Dataset,  # whose test volumes these are
+    fold: int,  # counted from 1
+    rows: pd.DataFrame,  # of `score_case`, under one policy, of one method or of several
+) -> tuple[Case, int]:  # with the number of a slice
+    "The test volume with the median score over classes and methods, and the middle slice that its label fills."
+    means = rows.astype({"dsc": float}).groupby("case").dsc.mean().sort_values(kind="stable")
+    name = means.index[(len(means) - 1) // 2]
+    case = next((case for case in dataset.cases(dataset.split(fold)[1]) if case.name == name), None)
+    if case is None:
+        raise DataError(f"{dataset.name}: fold {fold}", f"no test volume {name}", "the volumes that were scored")
+    return case, _middle_slice(case.label)
+
+
+# %%
+#| export
+def _middle_slice(mask: np.ndarray) -> int:
+    "The middle one of the slices that a mask fills; the first slice if it fills none."
+    filled = np.flatnonzero(mask.any(axis=(1, 2)))
+    return int(filled[len(filled) // 2]) if len(filled) else 0
+
+
+# %%
+#| export
+def shown_case(
+    outcome: Outcome,  # a finished run
+) -> tuple[Case, int]:  # with the number of a slice
+    "The case and slice that a run's own pictures show; without scores the middle test volume, where it has a mask."
+    rows = pd.DataFrame(outcome.result["cases"])
+    if len(rows):
+        return median_case(outcome.dataset, outcome.config.fold, rows[rows.policy == POLICIES[0]])
+    name = list(outcome.masks)[len(outcome.masks) // 2]
+    tested = outcome.dataset.cases(outcome.dataset.split(outcome.config.fold)[1])
+    return next(case for case in tested if case.name == name), _middle_slice(outcome.masks[name])
+
+
+# %%
+#| export
+def plot_predictions(
+    outcome: Outcome,  # a finished run
+) -> Figure:  # three or four panels
+    "Image, scribble, prediction over the true outline, truth; the last two in one where there is no truth."
+    case, z = shown_case(outcome)
+    scored, image = outcome.dataset.scored, case.gray[z]
+    figure, axes = panels(4 if scored else 3)
+    draw(axes[0], image, spacing_mm=case.spacing_mm[1:] if case.spacing_mm else None, title=f"{case.name}, slice {z}")
+    if case.scribble is not None:
+        draw(axes[1], image, scribble=case.scribble[z], ignore=outcome.dataset.ignore,
+             title="scribble (not used here)" if scored else "scribble")
+    _draw_prediction(axes[2:], outcome, case, z)
+    class_legend(figure, outcome.dataset.class_names)
+    return figure
+
+
+# %%
+#| export
+def _draw_prediction(axes: np.ndarray, outcome: Outcome, case: Case, z: int) -> None:
+    "A slice's prediction and, where there is one, its truth."
+    image, mask, title = case.gray[z], outcome.masks[case.name][z], outcome.result["title"]
+    if not outcome.dataset.scored:
+        draw(axes[0], image, label=mask, title=f"{title}: not scored")
+        return
+    rows = pd.DataFrame(outcome.result["cases"])
+    dsc = rows[(rows["case"] == case.name) & (rows["policy"] == POLICIES[0])]["dsc"].mean()
+    draw(axes[0], image, label=mask, outline=case.label[z], title=f"{title}: DSC {dsc:.2f}, true outline")
+    draw(axes[1], image, label=case.label[z], title="truth")
+
+
+# %% [markdown]
+# What the attention looks at is asked for one cell of each class: the one in the middle of the class, in reading order.
+
+# %%
+#| export
+@torch.inference_mode()
+def plot_attention_rows(
+    outcome: Outcome,  # a finished run
+) -> Figure | None:  # None for a network without attention
+    "What a cell of each class attends to in the slice of `plot_predictions`."
+    attention = attention_of(outcome.model)
+    if attention is None:
+        return None
+    case, z = shown_case(outcome)
+    device, size = next(outcome.model.parameters()).device, outcome.config.size
+    shown = resize_image(torch.as_tensor(case.image[z], device=device), size).view(1, -1, size, size)
+    rows, grid = _attention_in(outcome, shown)
+    label = (outcome.masks[case.name] if case.label is None else case.label)[z]  # without truth: what it predicts
+    figure, axes = panels(1 + outcome.dataset.classes)
+    draw(axes[0], shown[0, 0].cpu(), title=f"{case.name}, slice {z}")
+    _draw_attention(figure, axes, rows, grid, label, outcome.dataset.class_names)
+    return figure
+
+
+# %%
+#| export
+def _attention_in(outcome: Outcome, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    "[hw,hw] attention of one image, mean over heads, in multiples of an even spread; the grid."
+    attention = attention_of(outcome.model)
+    outcome.model(image)
+    query, (h, w) = attention.query.float(), attention.grid
+    scale = query.shape[-1] ** -0.5 if outcome.config.asl_logit_scale == "sqrt_dk" else 1.0
+    return attention_maps(query, attention.key.float(), scale)[0].mean(0) * h * w, (h, w)
+
+
+# %%
+#| export
+def _draw_attention(
+    figure: Figure, axes: np.ndarray, rows: Tensor, grid: tuple[int, int], label: np.ndarray, names: Sequence[str]
+) -> None:
+    "A cross on the image for a cell of each class, and beside it what that cell attends to."
+    (h, w), (top, right) = grid, axes[0].images[0].get_array().shape
+    limits = (0, max(2.0, float(rows.max())))
+    for class_id, axis in enumerate(axes[1:]):
+        ys, xs = np.nonzero(label == class_id)
+        if not len(ys):
+            continue
+        y, x = int(ys[len(ys) // 2] * h / label.shape[0]), int(xs[len(xs) // 2] * w / label.shape[1])
+        axes[0].plot((x + 0.5) * right / w, (y + 0.5) * top / h, "x", color="#D55E00", markersize=7)
+        picture = plot_attention(axis, rows[y * w + x], (h, w), y * w + x, limits=limits,
+                                 title=f"attention × hw from {names[class_id]}")
+    figure.colorbar(picture, ax=axes[-1], shrink=0.8)
+
+
+# %% [markdown]
+# ## One small run, whole
+#
+# Thirty iterations on phantom patients: far too few to be good, enough to write every file.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    small = Config(iterations=30, batch=4, size=64, data_patients=5, data_side=64, data_slices=4,
+                   asl_radius=1, asl_sigma_xy=1.5, output=folder, archive=f"{folder}/results")
+    outcome = run_experiment(small)
+    written = {path.name for path in outcome.folder.iterdir()} | {p.name for p in Path(folder, "results").iterdir()}
+    kept = json.loads((outcome.folder / "result.json").read_text())
+assert {"result.json", "log.csv", "checkpoint.pt", "masks", "prediction.png", "report.md"} <= written
+assert f"{small.run_id}.json" in written and kept["settings"]["iterations"] == 30
+print(outcome.report())
+
+# %%
+plot_predictions(outcome);
+
+# %%
+plot_attention_rows(outcome);
+
+
+# %% [markdown]
+# With no training to speak of, the attention rows are flat: each entry is near $1/hw$, the value 1 in these panels.
+#
+# ## Exercises
+#
+# **1. Predict.** How many rows does `cases` of a result hold for 40 volumes, three classes, two policies?
+
+# %%
+def check_rows(answer):
+    assert answer() == 240
+
+def attempt_rows():
+    ...
+
+exercise(check_rows, attempt_rows, solution=lambda: 40 * 3 * 2)
+
+
+# %% [markdown]
+# **2. Implement.** From a result's rows, find the worst volume: the name with the lowest mean DSC.
+
+# %%
+def check_worst(worst):
+    rows = [{"case": "a", "class": "LV", "dsc": 0.9, "policy": "standard"},
+            {"case": "b", "class": "LV", "dsc": 0.2, "policy": "standard"}]
+    assert worst(rows) == "b"
+
+def attempt_worst(rows):
+    ...
+
+exercise(check_worst, attempt_worst, solution=lambda rows: pd.DataFrame(rows).groupby("case").dsc.mean().idxmin())
+
+
+# %% [markdown]
+# **3. Break.** Ask for a run whose settings cannot work on the phantom, and see that nothing is written.
+
+# %%
+def check_refused(attempt):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run_experiment(attempt(folder))
+        except ValueError:
+            assert not any(Path(folder).iterdir())
+        else:
+            raise AssertionError("it ran")
+
+def attempt_refused(folder):
+    return small.model_copy(update={"output": folder})
+
+exercise(check_refused, attempt_refused, solution=lambda folder: Config(fold=9, output=folder))
+
+# %% [markdown]
+# ## Recap
+#
+# Exported: `run_experiment`, `Outcome` and the two figures. [`train.ipynb`](../train.ipynb) is this chapter with
+# parameters; [the next chapter](../reporting/60_tables.ipynb) lays result files beside the paper's tables.
