@@ -61,7 +61,7 @@ bench: $(VENV)/test-installed ## time this code beside its plain forms: benchmar
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg:

@@ -220,7 +220,7 @@ def test_the_cache_is_where_the_environment_says_else_the_user_s(tmp_path, monke
     monkeypatch.setenv("ATTENSCRIBBLE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.setenv("ATTENSCRIBBLE_CACHE", "")
-    monkeypatch.setattr(files, "user_cache_dir", lambda name: f"/home/{name}")
+    monkeypatch.setattr(files, "user_cache_dir", lambda name: f"/somewhere/{name}")
     assert cache_folder().as_posix() == "/somewhere/attenscribble"
 
 

@@ -17,9 +17,9 @@ from torch.testing import assert_close
 from attenscribble.basics.distributed import (
     all_reduce,
     rank,
+    ratio,
     shard,
     sharded_noise,
-    share_of,
     world_size,
 )
 from attenscribble.data.phantom import phantom
@@ -109,7 +109,7 @@ def test_alone_everything_is_as_usual():
     assert world_size() == 1 and rank() == 0 and "RANK" not in os.environ
     counted = torch.tensor(3.0)
     assert all_reduce(counted) is counted
-    assert share_of(torch.tensor(6.0), 3) == 2 and share_of(torch.tensor(0.0), 0) == 0
+    assert ratio(torch.tensor(6.0), 3).share() == 2 and ratio(torch.tensor(0.0), 0).share() == 0
     with shard(5) as part:
         assert part == slice(0, 5)
     assert torch.equal(sharded_noise(torch.ones, 4), torch.ones(4))

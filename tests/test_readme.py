@@ -2,8 +2,10 @@
 
 import re
 
+import attenscribble
 from attenscribble.annotation import annotator
 from attenscribble.annotation.session import open_session
+from attenscribble.basics.files import write_json
 from attenscribble.data.phantom import phantom
 from attenscribble.reporting.tables import (
     compare,
@@ -13,7 +15,7 @@ from attenscribble.reporting.tables import (
     results_table,
     write_table,
 )
-from attenscribble.runs.inference import save_volume
+from attenscribble.runs.inference import save_mask, save_volume
 
 
 def run(root, heading: str) -> dict:
@@ -33,6 +35,21 @@ def test_the_annotators_example_opens_a_scan(root, tmp_path, monkeypatch):
     monkeypatch.setattr(annotator, "open_session", lambda *given: opened.append(open_session(*given)) or opened[-1])
     run(root, "Draw in the notebook")
     assert opened[0].labels.names == ("background", "liver", "spleen") and opened[0].root == tmp_path / "annotated"
+
+
+def test_the_example_goes_from_a_folder_to_masks(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for case in phantom(patients=5, side=48, slices=3).cases():
+        name = f"{case.patient}_{case.frame}.nii.gz"
+        save_volume(case.image, case, tmp_path / "my-scans/images" / name)
+        save_mask(case.scribble, case, tmp_path / "my-scans/scribbles" / name)
+    write_json({"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3}, "ignore": 4}, tmp_path / "my-scans/dataset.json")
+    save_volume(case.image, case, tmp_path / "new-scans/new.nii.gz")
+    train = attenscribble.train
+    monkeypatch.setattr(attenscribble, "train", lambda source: train(source, iterations=2, size=48, batch=4))
+    run(root, "Your own scans")
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["new.nii.gz"]
+    assert "no problems" in capsys.readouterr().out
 
 
 def test_the_thirty_second_example_runs_and_reaches_every_parameter(root):

@@ -91,17 +91,19 @@ def test_the_module_that_refuses_it_loads_quickly():
     (["-y", "{lam: {mcrff: 0.3}}"], "lam_mcrff: method 'ours' has the terms seg, mcrf, atn"),
     (["-p", "dataset", "acdc", "-p", "root", "nowhere"], "nowhere"),
 ])
-def test_what_the_run_refuses_is_said_in_one_line(root, tmp_path, words, expected):
+def test_what_the_run_refuses_is_said_without_a_traceback(root, tmp_path, words, expected):
     done = papermill(root, "train.ipynb", str(tmp_path / "out.ipynb"), *words, "-p", "output", str(tmp_path))
-    (line,) = refusal(done.stderr)
-    assert done.returncode == 1 and expected in line
+    lines = refusal(done.stderr)
+    assert done.returncode == 1 and expected in "".join(lines)
+    assert re.match(r"(ValueError|DataError): ", lines[0]) and not re.search(r"Cell In|File |----", "\n".join(lines))
     assert [p.name for p in tmp_path.iterdir()] == ["out.ipynb"]
 
 
 def test_dictionaries_and_further_settings_reach_the_run(root, tmp_path):
     (tmp_path / "run.yaml").write_text("lam: {mcrf: 0.9}\ncrf: {mask: p}\ndata: {patients: 5, side: 48, slices: 4}\n")
     done = papermill(root, "train.ipynb", str(tmp_path / "out.ipynb"), "-f", str(tmp_path / "run.yaml"), *SMALL,
-                     "-p", "net_options", '{"dropout": [0, 0, 0, 0, 0]}', "-p", "extra", "start_atn=3", "-p", "output", str(tmp_path))
+                     "-p", "net_options", '{"dropout": [0, 0, 0, 0, 0]}', "-p", "extra", "start_atn=3",
+                     "-p", "output", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = tmp_path.glob("phantom-ours-*/result.json")
     settings = json.loads(result.read_text())["settings"]
@@ -195,7 +197,7 @@ def test_what_ipython_and_other_cells_leave_is_no_parameter():
 def test_a_cell_that_runs_again_takes_no_results_for_parameters():
     first = {"__annotations__": {"net_options": dict}, "net_options": None, "lam": {"mcrf": 1}}
     given = notebook_settings(first, groups=("lam",))
-    again = first | {"given": given, "rows": [1], "net_options": {"dropout": [0] * 5}}
+    again = first | {"given": given, "rows": [1], "net_options": {"dropout": 0}}
     assert notebook_settings(again, groups=("lam",)) == {"net_options": {"dropout": 0}, "lam_mcrf": 1}
     with pytest.raises(ValueError, match="seeds: unknown setting"):
         notebook_settings(again | {"seeds": 3}, groups=("lam",))

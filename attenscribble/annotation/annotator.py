@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['canvas_grid', 'to_canvas', 'canvas_bytes', 'bitmap_of', 'scribble_of', 'Canvas', 'Controls', 'Annotator']
 
-# %% ../../nbs/annotation/71_annotator.ipynb #1048491d
+# %% ../../nbs/annotation/71_annotator.ipynb #e5bf5547
 import html
 import threading
 import time
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -57,13 +57,14 @@ def canvas_grid(
     affine[:3, 3] = -mm * (shape - 1) / 2  # NiiVue zooms towards 0 mm
     return Grid.of(nib.Nifti1Image(np.zeros(shape, np.uint8), affine), plane)
 
-# %% ../../nbs/annotation/71_annotator.ipynb #deb2420f
+# %% ../../nbs/annotation/71_annotator.ipynb #3dacb62c
 def to_canvas(
     volume: np.ndarray,  # [Z,Y,X] uint8
     grid: Grid,  # of `canvas_grid`
 ) -> nib.Nifti1Image:  # on that grid, the frame 0
     "A volume as a file that NiiVue shows."
-    return grid.picture(np.pad(volume, ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME))))
+    picture = grid.picture(np.pad(volume, ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME))))
+    return cast(nib.Nifti1Image, picture)
 
 # %% ../../nbs/annotation/71_annotator.ipynb #2aa30067
 def canvas_bytes(
@@ -90,7 +91,7 @@ def scribble_of(
     drawn = grid.take(bitmap.reshape(grid.shape, order="F"))[:, _FRAME:-_FRAME, _FRAME:-_FRAME]
     return np.ascontiguousarray(drawn) - np.uint8(1)
 
-# %% ../../nbs/annotation/71_annotator.ipynb #7bb96523
+# %% ../../nbs/annotation/71_annotator.ipynb #9f2c8609
 def _niivue_class() -> type:
     "NiiVue that does not send back a drawing that has just arrived: that would undo what was drawn meanwhile."
     try:
@@ -98,7 +99,7 @@ def _niivue_class() -> type:
     except ImportError as error:
         raise ImportError("the annotator needs ipyniivue: pip install 'attenscribble[book]'") from error
 
-    class SilentNiiVue(NiiVue):
+    class SilentNiiVue(NiiVue):  # type: ignore[misc]  # it has no types
         def _handle_binary_trait_change(self, change: Any) -> None:
             pass
 
@@ -146,7 +147,7 @@ def _niivue(case: Case, names: Sequence[str], grid: Grid, height: int) -> tuple[
     view.draw_lut, view.draw_opacity = make_draw_lut(ColorMap(**_colour_table(names, 0))), 1.0
     return view, mask
 
-# %% ../../nbs/annotation/71_annotator.ipynb #b1903b7a
+# %% ../../nbs/annotation/71_annotator.ipynb #2d923c47
 class Canvas:
     "The drawing surface in the browser, a NiiVue widget: scan, strokes and mask. It sends its strokes when asked to."
 
@@ -160,7 +161,8 @@ class Canvas:
         self.grid = canvas_grid(case)
         self.view, self.mask = _niivue(case, names, self.grid, height)
         self.axis, self.z = _DIRECTIONS[self.grid.plane][0], len(case.gray) // 2  # NiiVue begins in the middle
-        self.shown, self.requests, self.moves = False, deque(), 0  # what is not answered yet
+        self.shown, self.moves = False, 0
+        self.requests: deque[Any] = deque()  # what is not answered yet
         self.on_drawing: Callable[[np.ndarray], object] = lambda scribble: None  # called with each drawing that arrives
         self.on_shown: Callable[[], object] = lambda: None  # called when the browser has just shown the scan
         self.on_slice: Callable[[int], object] = lambda z: None  # called when the wheel has changed the slice
@@ -438,11 +440,11 @@ def _checked_scribble(session: Session, scribble: np.ndarray) -> np.ndarray:
                          f"{classes}, and {IGNORE} where nothing is drawn")
     return np.array(found, np.uint8, order="C")
 
-# %% ../../nbs/annotation/71_annotator.ipynb #e9557f9f
+# %% ../../nbs/annotation/71_annotator.ipynb #98dbd3cb
 def _save(state: _State) -> Path:
     "Write scan and strokes; after a training also mask and weights."
     root, files = state.session.root, [save_session(state.session, state.scribble)]
-    if state.training and not state.controls.train.disabled:
+    if state.training and state.mask is not None and not state.controls.train.disabled:
         files += save_results(state.session, state.mask, state.training)
     state.controls.save.button_style = ""
     _tell(state.controls, f"Saved in {root}: {', '.join(str(file.relative_to(root)) for file in files)}", "success")
@@ -476,12 +478,12 @@ def _show_progress(state: _State, training: Training, mask: np.ndarray | None) -
         state.preview = mask
         state.canvas.show_mask(mask)
 
-# %% ../../nbs/annotation/71_annotator.ipynb #3135bb3a
+# %% ../../nbs/annotation/71_annotator.ipynb #001cb9d4
 def _tell_trained(state: _State, seconds: float) -> None:
     "Say that a training is over, and what to do next."
     state.controls.save.button_style = "warning"
-    end = "Stopped" if state.stop.is_set() else "Done"
-    _tell(state.controls, f"{end} after {state.training.step} iterations, {seconds:.0f} s. Draw where the mask is "
+    end, done = "Stopped" if state.stop.is_set() else "Done", state.training.step if state.training else 0
+    _tell(state.controls, f"{end} after {done} iterations, {seconds:.0f} s. Draw where the mask is "
                           "wrong and train again, or save.", "success")
 
 # %% ../../nbs/annotation/71_annotator.ipynb #8befde55
@@ -501,13 +503,13 @@ def _start(state: _State) -> None:
         state.thread = threading.Thread(target=_train_in_thread, args=(state,), daemon=True)
         state.thread.start()
 
-# %% ../../nbs/annotation/71_annotator.ipynb #48b1464b
+# %% ../../nbs/annotation/71_annotator.ipynb #4033735c
 def _train_in_thread(state: _State) -> None:
     "Train without the loop's progress bar, which would appear in whatever cell runs meanwhile."
     from IPython import get_ipython
 
     publisher = getattr(get_ipython(), "display_pub", None)
-    if hasattr(publisher, "register_hook"):  # it holds for this thread alone
+    if publisher is not None and hasattr(publisher, "register_hook"):  # it holds for this thread alone
         publisher.register_hook(lambda message: None)
     _attempt(state.controls, partial(_train, state))
 
@@ -569,7 +571,7 @@ class _Commands(_State):
 
         display(HTML(_text_html(self.error, "error")) if self.error else self.controls.widget)
 
-# %% ../../nbs/annotation/71_annotator.ipynb #b4b2f03c
+# %% ../../nbs/annotation/71_annotator.ipynb #24d40361
 class Annotator(_Commands):
     """A scan to draw on in a notebook: pens for its classes, a training on the strokes, and the mask that it gives.
 
@@ -604,6 +606,7 @@ class Annotator(_Commands):
             return
         quick_config(session, **settings)  # a wrong setting is refused before anything is drawn
         canvas = Canvas(session.case, session.labels.names, height)
-        super().__init__(session, canvas, Controls(session, canvas), settings, session.case.scribble)
+        drawn = cast(np.ndarray, session.case.scribble)  # filled in by `open_session`
+        super().__init__(session, canvas, Controls(session, canvas), settings, drawn)
         _connect(self)
         self.choose(1)

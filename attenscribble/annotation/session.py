@@ -292,7 +292,7 @@ class _Watcher:
             self.due = began + max(_MASK_GAP_S, (time.monotonic() - began) / _MASK_SHARE)
         self.show(state, mask)
 
-# %% ../../nbs/annotation/70_session.ipynb #46707c91
+# %% ../../nbs/annotation/70_session.ipynb #e4e4746b
 def learn(
     session: Session,  # of `open_session`
     scribble: np.ndarray,  # [Z,Y,X] uint8 class ids, IGNORE where not drawn
@@ -305,7 +305,7 @@ def learn(
     ValueError for a wrong setting."""
     setup = resolve(quick_config(session, before is not None, **settings), scan_dataset(session, scribble))
     try:
-        state = train(setup, watch=_Watcher(session, show, stop), weights=before and before.model.state_dict())
+        state = train(setup, watch=_Watcher(session, show, stop), weights=before.model.state_dict() if before else None)
     except _Stopped as stopped:
         (state,) = stopped.args
     return _segment(session, state), state

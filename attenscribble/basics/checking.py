@@ -15,7 +15,7 @@ from threading import Event, Thread
 
 import torch
 
-# %% ../../nbs/basics/00_checking.ipynb #345fc69b
+# %% ../../nbs/basics/00_checking.ipynb #a279e72c
 def assert_same(
     fast: Callable,  # the form to be checked: float tensors in, a scalar tensor out
     reference: Callable,  # the obviously correct form, same arguments
@@ -28,7 +28,7 @@ def assert_same(
         value = form(*leaves)
         return (value, *torch.autograd.grad(value, leaves))
 
-    torch.testing.assert_close(run(fast), run(reference), **tolerances)
+    torch.testing.assert_close(run(fast), run(reference), **tolerances)  # type: ignore[arg-type]  # these two alone
 
 # %% ../../nbs/basics/00_checking.ipynb #41b36fde
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASS_COLOURS', 'class_colour', 'class_rgba', 'panels', 'draw', 'scale_bar', 'class_legend', 'save_figure']
 
-# %% ../../nbs/basics/03_drawing.ipynb #bedcfe3d
+# %% ../../nbs/basics/03_drawing.ipynb #dea6bfaf
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scipy.ndimage import binary_dilation
 
 from .files import project_root, write_atomic
@@ -112,14 +113,14 @@ def scale_bar(
     axis.plot([x, x + length_mm / pixel_mm], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
     axis.text(x, y - 0.02 * (high - low), f"{length_mm:g} mm", color="white", fontsize=7, va="bottom")
 
-# %% ../../nbs/basics/03_drawing.ipynb #b128ca51
+# %% ../../nbs/basics/03_drawing.ipynb #d8835526
 def class_legend(
     figure: Figure,  # of any number of panels
     class_names: Sequence[str],  # index = class id; the background first
     background: bool = False,  # name class 0 too
 ) -> None:
     "One legend below all panels: a coloured square for each class."
-    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=class_colour(i), edgecolor="black", linewidth=0.5, label=name)
+    handles = [Rectangle((0, 0), 1, 1, facecolor=class_colour(i), edgecolor="black", linewidth=0.5, label=name)
                for i, name in enumerate(class_names) if i or background]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
 

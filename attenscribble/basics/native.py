@@ -22,12 +22,14 @@ from torch import Tensor
 
 from .files import cache_folder, write_atomic
 
-# %% ../../nbs/basics/04_native.ipynb #505d768b
+# %% ../../nbs/basics/04_native.ipynb #c0710a48
 @cache
 def _compiler() -> tuple[str, tuple[str, ...], bytes] | None:
     "The C compiler, its flags for this processor, and all it says of both; None without one."
     found = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
-    for tuned in (["-march=native"], ["-mcpu=native"], []) if found else ():
+    if found is None:
+        return None
+    for tuned in (["-march=native"], ["-mcpu=native"], []):
         flags = ("-O3", *tuned, "-ffast-math", "-fPIC")
         asked = subprocess.run([found, *flags, "-dM", "-E", "-x", "c", os.devnull], capture_output=True)
         if asked.returncode == 0:

@@ -252,7 +252,7 @@ def _table(shapes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor,
     height, width = torch.from_numpy(np.array(shapes).T.astype(np.int64)).to(maps)
     return (height * width).cumsum(0) - height * width, height, width
 
-# %% ../../nbs/data/20_batches.ipynb #f66e3c0a
+# %% ../../nbs/data/20_batches.ipynb #cc7e36fa
 class SliceStore(_Slices):
     """All 2D slices of some cases, native sizes kept, side by side in two flat tensors on the training device.
 
@@ -274,7 +274,8 @@ class SliceStore(_Slices):
         super().__init__(flat, channels, ignore, torch.device(device))
         self.classes, self.target = classes, target
         self.single_class, self._fill = _describe(flat.present, classes, ignore, self.device)
-        self._pseudo, self._pseudo_fill = None, self._fill
+        self._pseudo: Tensor | None = None
+        self._pseudo_fill = self._fill
 
     def set_pseudo(
         self,

@@ -17,14 +17,14 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePath
 
-# %% ../../nbs/data/16_chaos.ipynb #b55e4baa
+# %% ../../nbs/data/16_chaos.ipynb #aeda08f9
 import numpy as np
 import pydicom
 from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset as Header
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder  # type: ignore[attr-defined]  # its documented place, not in __all__
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from ..basics.errors import DataError, one_of
@@ -54,8 +54,8 @@ def write_slice(
     header.save_as(path, enforce_file_format=True)
     return path
 
-# %% ../../nbs/data/16_chaos.ipynb #ea7e3d4f
-def _new_header(pixels: np.ndarray, fields: Mapping[str, object]) -> Header:
+# %% ../../nbs/data/16_chaos.ipynb #e2ff7e09
+def _new_header(pixels: np.ndarray, fields: dict[str, object]) -> Header:
     "A header with pixels and these fields, those of value None left out."
     header = Header()
     header.file_meta = FileMetaDataset()
@@ -69,8 +69,9 @@ def _new_header(pixels: np.ndarray, fields: Mapping[str, object]) -> Header:
         delattr(header, name)
     return header
 
-# %% ../../nbs/data/16_chaos.ipynb #b1bfdb0d
+# %% ../../nbs/data/16_chaos.ipynb #607b7a6f
 _File = Path | zipfile.Path  # a file or folder, on disk or inside a zip
+_Spacing = tuple[float, float, float]  # (z,y,x) in mm
 _BROKEN = (OSError, EOFError, AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
            InvalidDicomError, UnidentifiedImageError, zipfile.BadZipFile, zlib.error)
 _NEEDED = (*_PLACE, "Rows", "Columns", "PixelData")
@@ -145,8 +146,8 @@ def _files(folder: _File, ending: str) -> dict[str, _File]:
     return {file.name: file for file in (folder.iterdir() if folder.is_dir() else ())
             if file.name.lower().endswith(ending) and not file.name.startswith(".")}
 
-# %% ../../nbs/data/16_chaos.ipynb #bea81553
-def _geometry(folder: _File, headers: Mapping[str, Header]) -> tuple[tuple[str, ...], np.ndarray, tuple[float, ...]]:
+# %% ../../nbs/data/16_chaos.ipynb #db74dbb0
+def _geometry(folder: _File, headers: Mapping[str, Header]) -> tuple[tuple[str, ...], np.ndarray, _Spacing]:
     "Names in the order of the slices, affine, and spacing (z,y,x) in mm. Raises DataError unless they form a stack."
     _check_one_series(folder, headers)
     first = next(iter(headers.values()))
@@ -338,7 +339,7 @@ def _credit(settings: Mapping[str, object], conversion: bool) -> str:
     return (f"CHAOS MR, {listed}{', NIfTI conversion' if conversion else ''}; "
             "Kavur et al., Medical Image Analysis 2021, CC BY-NC-SA 4.0")
 
-# %% ../../nbs/data/16_chaos.ipynb #9de97c73
+# %% ../../nbs/data/16_chaos.ipynb #e475a994
 _TRIAL = np.kron([[[0, 0, 0, 0, 0], [0, 1, 0, 2, 0], [0, 0, 0, 0, 0], [0, 3, 0, 4, 0], [0, 0, 0, 0, 0]]],
                  np.ones((1, 7, 7), np.uint8)).astype(np.uint8)
 
@@ -349,7 +350,8 @@ def _hand(scribbles: str | Callable, seed: int, options: dict) -> Callable[[np.n
         if options:
             raise TypeError(f"chaos: found the options {', '.join(options)}, expected none without a simulated hand")
         return scribbles if callable(scribbles) else None
-    draw = partial(simulate, how=scribbles, classes=len(CHAOS_CLASSES), ignore=CHAOS_IGNORE, seed=seed, **options)
+    draw: Callable[..., np.ndarray] = partial(
+        simulate, how=scribbles, classes=len(CHAOS_CLASSES), ignore=CHAOS_IGNORE, seed=seed, **options)
     draw(_TRIAL, case="trial")
     return lambda label, name: draw(label, case=name)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DOWNLOADS', 'fetch', 'Download', 'download']
 
-# %% ../../nbs/data/21_download.ipynb #ea12245a
+# %% ../../nbs/data/21_download.ipynb #fdf72c4f
 import os
 import re
 import time
@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/data/21_download.ipynb #53a27bd8
 import pooch
@@ -184,11 +185,11 @@ DOWNLOADS = {
                                "papermill train.ipynb -p dataset acdc -p data_scribbles {folder}", unpack=True),
 }
 
-# %% ../../nbs/data/21_download.ipynb #df47880a
+# %% ../../nbs/data/21_download.ipynb #63857ac7
 def download(
     name: str,  # one of `DOWNLOADS`
     to: Path | str | None = None,  # data folder; None: the user's, in which `find_dataset` looks
-    **options: object,  # of `fetch`
+    **options: Any,  # of `fetch`
 ) -> Path:  # the file, or the folder of its content
     """Get a dataset by its name, verified. What is there already is not fetched again.
 

@@ -7,7 +7,7 @@ __all__ = ['IGNORE', 'Labels', 'count_values', 'meaning_of', 'scale_robust', 're
            'ScanFiles', 'list_nifti', 'group_modalities', 'FolderOptions', 'Folder', 'open_folder', 'make_folds',
            'drawn_slices', 'folder', 'patients_of', 'complete_patients']
 
-# %% ../../nbs/data/17_folder.ipynb #1bddfe49
+# %% ../../nbs/data/17_folder.ipynb #1c610492
 import hashlib
 import json
 import random
@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-# %% ../../nbs/data/17_folder.ipynb #a56bf1b4
+# %% ../../nbs/data/17_folder.ipynb #b7403cbf
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
+from nibabel.nifti1 import Nifti1Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..basics.errors import DataError
@@ -137,15 +137,16 @@ def _named_values(named: Mapping[str, Any], background: int | None, where: objec
         background = next((value for name, value in table.items() if name.lower() == "background"), None)
     return table, background
 
-# %% ../../nbs/data/17_folder.ipynb #45727723
+# %% ../../nbs/data/17_folder.ipynb #20818884
 def _not_drawn(named: Mapping[str, int], drawn: Counter[int | float], ignore: int | None, where: object) -> int:
     "The value of a voxel that is not drawn. Raises DataError where the most frequent one could be a class."
     if ignore is None and drawn:
-        ignore = drawn.most_common(1)[0][0]
-        if ignore not in (0, 255) or ignore in named.values():
-            share, name = drawn[ignore] / drawn.total(), next((n for n, v in named.items() if v == ignore), "no name")
-            raise DataError(where, f"the value {ignore:g} ({name}) in {share:.1%} of the scribbles' voxels",
-                            f'to be told the value that is not drawn: "ignore": {ignore:g} if it is this one')
+        most = drawn.most_common(1)[0][0]
+        if most not in (0, 255) or most in named.values():
+            share, name = drawn[most] / drawn.total(), next((n for n, v in named.items() if v == most), "no name")
+            raise DataError(where, f"the value {most:g} ({name}) in {share:.1%} of the scribbles' voxels",
+                            f'to be told the value that is not drawn: "ignore": {most:g} if it is this one')
+        ignore = int(most)
     return IGNORE if ignore is None else int(ignore)
 
 # %% ../../nbs/data/17_folder.ipynb #76db01b8
@@ -206,7 +207,7 @@ def read_scan(
     name = patient or images[0].name.split(".nii")[0]
     return Case(name, frame, image, grid.spacing_mm, grid.affine, source=str(images[0]), grid=grid)
 
-# %% ../../nbs/data/17_folder.ipynb #9007f089
+# %% ../../nbs/data/17_folder.ipynb #b20a36b1
 def _read_modalities(
     images: Sequence[Path], axis: str, clip: float, robust: bool, check_affine: bool
 ) -> tuple[np.ndarray, Grid]:
@@ -217,7 +218,7 @@ def _read_modalities(
         grid = grid or Grid.of(scan, axis)
         place = matching_grid(path, scan, grid, check_affine)
         parts.append(np.ascontiguousarray(place.take(scale_file(path, volume, clip, robust).T)))
-    return parts[0] if len(parts) == 1 else np.stack(parts, 1), grid
+    return parts[0] if len(parts) == 1 else np.stack(parts, 1), cast(Grid, grid)  # every scan has a file
 
 # %% ../../nbs/data/17_folder.ipynb #e8689301
 def scale_file(
@@ -232,10 +233,10 @@ def scale_file(
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
-# %% ../../nbs/data/17_folder.ipynb #a151bf35
+# %% ../../nbs/data/17_folder.ipynb #cb683796
 def matching_grid(
     path: Path,  # for messages
-    scan: SpatialImage,  # a mask, or another modality
+    scan: Nifti1Image,  # a mask, or another modality
     grid: Grid,  # of the image
     check_affine: bool = True,  # refuse a header that places the voxels elsewhere
 ) -> Grid:  # with which to take the file's voxels
@@ -288,12 +289,13 @@ class ScanFiles:
     scribble: Path | None = None  # its strokes
     label: Path | None = None  # its dense mask
 
-# %% ../../nbs/data/17_folder.ipynb #4561a0a1
+# %% ../../nbs/data/17_folder.ipynb #35b49b9d
 def list_nifti(
     root: Path | str,  # with images/, scribbles/, labels/, or flat
 ) -> dict[str, dict[str, Path]]:  # "image", "scribble", "label" → name without endings → file
     "The NIfTI files of a folder by kind. Raises DataError for none, two of one name, and a mask of unknown kind."
-    root, found = Path(root), {kind: {} for kind in _KINDS}
+    root = Path(root)
+    found: dict[str, dict[str, Path]] = {kind: {} for kind in _KINDS}
     for path, folder_kind in _nifti_files(root):
         kind, name = _kind_and_name(path, folder_kind)
         if name in found[kind]:
@@ -314,10 +316,10 @@ def _nifti_files(root: Path) -> Iterator[tuple[Path, str]]:
             if _NIFTI.fullmatch(path.name):
                 yield path, kind
 
-# %% ../../nbs/data/17_folder.ipynb #a012c723
+# %% ../../nbs/data/17_folder.ipynb #3233954a
 def _kind_and_name(path: Path, folder_kind: str) -> tuple[str, str]:
     "What a file is, by its folder or by the end of its name, and its name without endings."
-    name, end = _NIFTI.fullmatch(path.name).groups()
+    name, end = cast(re.Match[str], _NIFTI.fullmatch(path.name)).groups()  # only such names come here
     if folder_kind != "image":
         return folder_kind, name
     if end in ("seg", "segmentation", "mask"):
@@ -349,7 +351,7 @@ def group_modalities(
         _check_modalities(name, group, count)
     return {name: tuple(group[number] for number in range(count)) for name, group in sorted(groups.items())}
 
-# %% ../../nbs/data/17_folder.ipynb #ebc6e640
+# %% ../../nbs/data/17_folder.ipynb #ca738762
 def _scan_and_modality(
     images: Collection[str], masks: Collection[str], channels: int | None
 ) -> dict[str, tuple[str, int]]:
@@ -357,8 +359,8 @@ def _scan_and_modality(
     parts = {name: _CHANNEL.fullmatch(name) for name in images}
     counted = all(parts.values()) and not set(images) & set(masks)
     if channels == 1:  # else these digits number scans
-        counted = counted and all(match[2] == "0000" for match in parts.values())
-    return {name: (match[1], int(match[2])) if counted else (name, 0) for name, match in parts.items()}
+        counted = counted and all(match and match[2] == "0000" for match in parts.values())
+    return {name: (match[1], int(match[2])) if counted and match else (name, 0) for name, match in parts.items()}
 
 # %% ../../nbs/data/17_folder.ipynb #722304d9
 def _check_modalities(name: str, group: Mapping[int, Path], count: int) -> None:
@@ -489,8 +491,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(path, "another form", 'such as {"labels": {"background": 0, "liver": 1}}')
     return content
 
-# %% ../../nbs/data/17_folder.ipynb #4def868a
-def _options(root: Path, content: Mapping[str, Any], options: Mapping[str, Any]) -> FolderOptions:
+# %% ../../nbs/data/17_folder.ipynb #6362895a
+def _options(root: Path, content: Mapping[str, Any], options: dict[str, Any]) -> FolderOptions:
     "The options of dataset.json and those given, which win. Raises DataError naming a wrong one."
     known = FolderOptions.model_fields
     for name in content.keys() - known.keys() - {"labels", "channel_names", "name"}:
@@ -573,12 +575,13 @@ def folder(
         _credit(opened), len(next(iter(opened.scans.values())).images), trains=trains, scored=scored,
         values=labels.values, reading=reading, version=_version(opened))
 
-# %% ../../nbs/data/17_folder.ipynb #63083f75
+# %% ../../nbs/data/17_folder.ipynb #c50a3448
 def patients_of(
     opened: Folder,  # of `open_folder`
 ) -> dict[str, list[str]]:  # patient → names of scans
     "The patients of a folder. Raises DataError for a name in which the option `patient` finds none."
-    pattern, found = opened.options.patient, {}
+    pattern = opened.options.patient
+    found: dict[str, list[str]] = {}
     for name in opened.scans:
         match = re.match(pattern, name) if pattern else None
         patient = match[0] if match else "" if pattern else name
@@ -623,7 +626,7 @@ def _read_patient(patient: str, *, opened: Folder, names: Mapping[str, Sequence[
     return [_read_case(opened.scans[name], labels, patient, name[len(patient) + 1:], reading, dense)
             for name in names[patient]]
 
-# %% ../../nbs/data/17_folder.ipynb #b3e50103
+# %% ../../nbs/data/17_folder.ipynb #90896908
 def _read_case(files: ScanFiles, labels: Labels, patient: str, frame: str, reading: Mapping[str, Any],
                dense: bool) -> Case:
     "A scan with its masks; `dense`: the label too."
@@ -632,6 +635,6 @@ def _read_case(files: ScanFiles, labels: Labels, patient: str, frame: str, readi
         if path:
             volume, scan = read_nifti(path, flat=True)
             ids = labels.read(volume, path, dense=kind == "label")
-            place = matching_grid(path, scan, case.grid, reading["check_affine"])
+            place = matching_grid(path, scan, cast(Grid, case.grid), reading["check_affine"])
             masks[kind] = np.ascontiguousarray(place.take(ids.T))
-    return replace(case, **masks)
+    return replace(case, scribble=masks.get("scribble"), label=masks.get("label"))

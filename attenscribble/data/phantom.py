@@ -200,7 +200,10 @@ def _draw_body(rng: np.random.Generator, contrast: float = 1.0) -> _Body:
     coil = np.array([rng.normal(-20, 30), rng.normal(-85, 20), rng.uniform(0.2, 0.8)])
     return _Body(organs, shades, coil, rng.uniform(-0.2, 0.2, 2))
 
-# %% ../../nbs/data/13_phantom.ipynb #fcacd958
+# %% ../../nbs/data/13_phantom.ipynb #e38fd1f7
+_YX = tuple[np.ndarray, np.ndarray]  # of a slice's pixels in mm, each [H,W]
+
+
 def _paint_body(body: _Body, t: float, y: np.ndarray, x: np.ndarray, edge_mm: float) -> np.ndarray:
     "[H,W] float64, intensities at a level without the heart; (y,x) in mm from its axis, `edge_mm`: a pixel's size."
     image = np.full(y.shape, 0.02)  # air
@@ -213,8 +216,8 @@ def _paint_body(body: _Body, t: float, y: np.ndarray, x: np.ndarray, edge_mm: fl
         paint(image[rows, columns], level, shade, edge_mm)
     return image
 
-# %% ../../nbs/data/13_phantom.ipynb #6b4aa8b9
-def _paint_heart(image: np.ndarray, heart: _Heart, t: float, grid: tuple, shades: dict, edge_mm: float) -> None:
+# %% ../../nbs/data/13_phantom.ipynb #b9522f19
+def _paint_heart(image: np.ndarray, heart: _Heart, t: float, grid: _YX, shades: dict, edge_mm: float) -> None:
     "Blood, wall, papillary muscles and trabeculae over the surroundings; `grid`: (y,x), each [H,W], mm."
     angle, (blood, muscle) = np.arctan2(*grid), (shades["blood"], shades["muscle"])
     inside, outside, right = _heart_levels(heart, t, *grid)
@@ -229,7 +232,7 @@ def _paint_heart(image: np.ndarray, heart: _Heart, t: float, grid: tuple, shades
         for level in _papillary_levels(heart, t, *grid):
             paint(image, np.maximum(level, inside), 1.2 * muscle, edge_mm)
 
-# %% ../../nbs/data/13_phantom.ipynb #6ebf92de
+# %% ../../nbs/data/13_phantom.ipynb #ab466019
 def _papillary_levels(heart: _Heart, t: float, y: np.ndarray, x: np.ndarray) -> Iterator[np.ndarray]:
     "The two papillary muscles at a level between 0.2 and 0.8, mm, negative inside."
     for turn, bend in zip(heart.papillary_at, (1, -1), strict=True):
@@ -238,7 +241,7 @@ def _papillary_levels(heart: _Heart, t: float, y: np.ndarray, x: np.ndarray) -> 
         yield blob_level(y, x, tuple(centre), (1.5 * size, size), at, ((3, 0.15, 2 * bend),))
 
 
-def _paint_atria(image: np.ndarray, heart: _Heart, grid: tuple, shades: dict, edge_mm: float) -> None:
+def _paint_atria(image: np.ndarray, heart: _Heart, grid: _YX, shades: dict, edge_mm: float) -> None:
     "What lies above the base; `grid`: (y,x), each [H,W], mm."
     for side, half in ((0.0, (0.9, 0.75)), (1.0, (0.7, 0.8))):
         centre = side * 1.5 * heart.cavity * np.array([np.sin(heart.rv_at), np.cos(heart.rv_at)])
@@ -246,8 +249,8 @@ def _paint_atria(image: np.ndarray, heart: _Heart, grid: tuple, shades: dict, ed
         paint(image, level - 2.5, shades["muscle"], edge_mm)
         paint(image, level, shades["blood"], edge_mm)
 
-# %% ../../nbs/data/13_phantom.ipynb #158b2477
-def _acquire(image: np.ndarray, body: _Body, grid: tuple, rng: np.random.Generator, noise: float) -> np.ndarray:
+# %% ../../nbs/data/13_phantom.ipynb #54cbc65a
+def _acquire(image: np.ndarray, body: _Body, grid: _YX, rng: np.random.Generator, noise: float) -> np.ndarray:
     "[H,W] ≥ 0: uneven tissue, blur, the coil's shading, the magnitude of two channels with noise of that σ (Rice)."
     texture = sum(share * 2 * np.sqrt(np.pi) * s * gaussian_filter(rng.normal(size=image.shape), s)
                   for s, share in ((1.2, 0.07), (4.0, 0.09)))
@@ -282,20 +285,20 @@ def _draw_patient(group: str, rng: np.random.Generator, side: int, slices: int, 
     shape = (slices, side - 2 * int(0.04 * side * rng.uniform()), side - 2 * int(0.07 * side * rng.uniform()))
     return _Patient(hearts, body, shape, (gap, pixel, pixel), rng.uniform(-6, 6, 2) + (0, _AXIS_MM))
 
-# %% ../../nbs/data/13_phantom.ipynb #bf945f12
+# %% ../../nbs/data/13_phantom.ipynb #9d77e1b9
 _LEVEL_MM = 65.0  # a heart's usual length, by which the surroundings change from slice to slice
 _BREATH_MM = 1.3  # standard deviation of the shift from slice to slice: each is taken in a breath-hold of its own
 
 
-def _slice_grid(patient: _Patient, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _slice_grid(patient: _Patient, rng: np.random.Generator) -> _YX:
     "(y,x) of a slice's pixels in mm from the left ventricle's axis, each [Y,X]; every slice is shifted a little."
     at = (np.arange(n) - (n - 1) / 2 for n in patient.shape[1:])
     shift = patient.axis_mm + np.clip(rng.normal(0, _BREATH_MM, 2), -3, 3)
     return tuple(axis * patient.spacing_mm[1] - mm
                  for axis, mm in zip(np.meshgrid(*at, indexing="ij"), shift, strict=True))
 
-# %% ../../nbs/data/13_phantom.ipynb #d5e62dac
-def _paint_slice(patient: _Patient, heart: _Heart, top_mm: float, grid: tuple) -> np.ndarray:
+# %% ../../nbs/data/13_phantom.ipynb #1e00d538
+def _paint_slice(patient: _Patient, heart: _Heart, top_mm: float, grid: _YX) -> np.ndarray:
     "[Y,X] tissue intensities of a slice at a distance from the first one: the mean of two planes inside it."
     pixel, shades = patient.spacing_mm[1], patient.body.shades
     body = _paint_body(patient.body, top_mm / _LEVEL_MM, *grid, pixel)
@@ -306,7 +309,7 @@ def _paint_slice(patient: _Patient, heart: _Heart, top_mm: float, grid: tuple) -
             _paint_atria(plane, heart, grid, shades, pixel)
         else:
             _paint_heart(plane, heart, t, grid, shades, pixel)
-    return sum(planes) / 2
+    return (planes[0] + planes[1]) / 2
 
 # %% ../../nbs/data/13_phantom.ipynb #d1b2b187
 def _draw_slice(patient: _Patient, heart: _Heart, z: int, rng: np.random.Generator, noise: float) -> tuple:

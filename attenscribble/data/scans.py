@@ -18,12 +18,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/data/11_scans.ipynb #d984689e
+# %% ../../nbs/data/11_scans.ipynb #04909a0a
 import h5py
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from ..basics.errors import DataError
@@ -205,11 +206,11 @@ def _finite_range(volume: np.ndarray) -> tuple[np.number, np.number]:
         raise DataError("image", f"NaN or infinity in {bad} of {volume.size} voxels", "finite intensities")
     return low, high
 
-# %% ../../nbs/data/11_scans.ipynb #a26b92b8
+# %% ../../nbs/data/11_scans.ipynb #77c2da18
 def _stretch(volume: np.ndarray, low: np.number, limit: float) -> np.ndarray:
     "(min(v, limit) − low) / (limit − low) as float32; computed in float64 where float32 would merge integers."
     exact = volume.dtype == np.float32 or (volume.dtype.kind in "iu" and volume.dtype.itemsize <= 2)
-    scaled = volume.astype(np.float32 if exact else np.float64)
+    scaled: np.ndarray = volume.astype(np.float32 if exact else np.float64)
     np.minimum(scaled, limit, out=scaled)
     scaled -= low
     scaled /= limit - float(low)
@@ -240,26 +241,26 @@ def already_cut(
     plateau = np.count_nonzero(volume == volume.max())
     return bool(plateau > 1 and 2 * plateau >= round((1 - clip) * volume.size, 6))
 
-# %% ../../nbs/data/11_scans.ipynb #c2d427b7
+# %% ../../nbs/data/11_scans.ipynb #4515cfc7
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 _NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # the header's size, at the start of the file
 
 
-def _unpack_nifti(path: Path) -> SpatialImage:
+def _unpack_nifti(path: Path) -> Nifti1Image:
     "A NIfTI file, uncompressed in memory. Raises one of _UNREADABLE."
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)  # all of it, so that the checksum is looked at
     return (nib.Nifti2Image if data[:4] in _NIFTI2 else nib.Nifti1Image).from_bytes(data)
 
-# %% ../../nbs/data/11_scans.ipynb #43ed3141
+# %% ../../nbs/data/11_scans.ipynb #001e93e6
 _ONE_EACH = "; of a film or a stack of modalities give each volume a file of its own"  # advice for further axes
 
 
 def read_nifti(
     path: Path,  # *.nii or *.nii.gz
     flat: bool = False,  # take a single slice [x,y] too, and axes of length 1 past the third
-) -> tuple[np.ndarray, SpatialImage]:  # [Z,Y,X] in the type it is stored in; header and affine
+) -> tuple[np.ndarray, Nifti1Image]:  # [Z,Y,X] in the type it is stored in; header and affine
     "A 3D NIfTI file. Raises DataError for one that is broken, empty, or has more axes or numbers than one per voxel."
     try:
         scan = _unpack_nifti(path)
@@ -289,11 +290,11 @@ def _as_mask(volume: np.ndarray, where: object, ignore: int | None = None) -> np
         raise DataError(where, f"the values {found}", f"only {allowed}")
     return ids
 
-# %% ../../nbs/data/11_scans.ipynb #9b9b36c8
+# %% ../../nbs/data/11_scans.ipynb #1841b35f
 SHIFT_MM = 0.1  # two grids agree if no voxel moves further: above float32 rounding, far below a voxel
 
 
-def _check_same_grid(path: Path, mask: SpatialImage, image: SpatialImage, check_affine: bool) -> None:
+def _check_same_grid(path: Path, mask: Nifti1Image, image: Nifti1Image, check_affine: bool) -> None:
     "Raise DataError unless a mask's voxels are those of its image."
     if mask.shape != image.shape:
         raise DataError(path, f"shape {mask.shape}", f"the image's shape {image.shape}")
@@ -352,8 +353,8 @@ def _replace_scribbles(frames: dict[str, dict[str, Path]], scribbles: Path | str
     for name, path in found.items():
         frames[name]["scribble"] = path
 
-# %% ../../nbs/data/11_scans.ipynb #18ede2c0
-def _spacing_mm(scan: SpatialImage) -> tuple[float, float, float]:
+# %% ../../nbs/data/11_scans.ipynb #41071646
+def _spacing_mm(scan: Nifti1Image) -> tuple[float, float, float]:
     "Voxel size (z,y,x) from a header."
     x, y, z = (float(mm) for mm in scan.header.get_zooms())
     return z, y, x
@@ -366,7 +367,7 @@ def _scaled(volume: np.ndarray, path: Path) -> np.ndarray:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
-# %% ../../nbs/data/11_scans.ipynb #4100ff3f
+# %% ../../nbs/data/11_scans.ipynb #05bccd96
 def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
     "Read one frame."
     volume, scan = read_nifti(files["image"])
@@ -376,7 +377,8 @@ def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
             mask, mask_scan = read_nifti(files[kind])
             _check_same_grid(files[kind], mask_scan, scan, check_affine)
             masks[kind] = _as_mask(mask, files[kind], ignore)
-    return Case(*name.split("_"), image, _spacing_mm(scan), np.array(scan.affine), masks.get("scribble"),
+    patient, frame = name.split("_")
+    return Case(patient, frame, image, _spacing_mm(scan), np.array(scan.affine), masks.get("scribble"),
                 masks.get("gt"), str(files["image"]))
 
 # %% ../../nbs/data/11_scans.ipynb #ba33f20b
@@ -454,7 +456,7 @@ def _stack_h5(name: str, parts: dict[int, Path]) -> dict[str, np.ndarray]:
         raise DataError(folder, f"slices of {name} that differ: {kinds}", "same keys, same shape")
     return {key: np.stack([arrays[key] for arrays in slices]) for key in slices[0]}
 
-# %% ../../nbs/data/11_scans.ipynb #4402d9e3
+# %% ../../nbs/data/11_scans.ipynb #e5d59067
 def _h5_case(patient: str, frame: str, parts: dict[int, Path], spacing_mm: tuple | None) -> Case:
     "Read one frame from the file of its volume, or from those of its slices."
     path = parts[min(parts)]
@@ -463,7 +465,8 @@ def _h5_case(patient: str, frame: str, parts: dict[int, Path], spacing_mm: tuple
         if key in arrays:
             arrays[key] = _as_mask(arrays[key], f"{path}: {key}", ignore)
     image = arrays.pop("image").astype(np.float32, copy=False)
-    return Case(patient, frame, image, spacing_mm, source=str(path), **arrays)
+    return Case(patient, frame, image, spacing_mm, scribble=arrays.get("scribble"), label=arrays.get("label"),
+                source=str(path))
 
 # %% ../../nbs/data/11_scans.ipynb #207efdea
 def _spacing_table(spacing: Path | str | None) -> Any:
@@ -477,7 +480,7 @@ def _spacing_table(spacing: Path | str | None) -> Any:
     except (OSError, ValueError) as error:
         raise DataError(spacing, f"an unreadable file ({error})", "JSON {patient: [x,y,z] in mm}") from error
 
-# %% ../../nbs/data/11_scans.ipynb #40ebf37e
+# %% ../../nbs/data/11_scans.ipynb #0260620a
 def _spacing_of(name: str, table: Any, spacing: Path | str | None) -> tuple[float, float, float] | None:
     "A case's voxel size (z,y,x) from a table, under its name or its patient's. Raises DataError if it is not there."
     if spacing is None:
@@ -487,7 +490,8 @@ def _spacing_of(name: str, table: Any, spacing: Path | str | None) -> tuple[floa
         return _spacing_mm(read_nifti(entry)[1])
     if not (isinstance(entry, list) and len(entry) == 3):
         raise DataError(f"{spacing}: {name}", entry, "[x,y,z] in mm, or a NIfTI file of that name")
-    return tuple(float(mm) for mm in reversed(entry))
+    z, y, x = (float(mm) for mm in reversed(entry))
+    return z, y, x
 
 # %% ../../nbs/data/11_scans.ipynb #48de2e2e
 def wsl4mis(

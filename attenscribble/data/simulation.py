@@ -22,11 +22,12 @@ from skimage.morphology import convex_hull_image, skeletonize
 from ..basics.errors import one_of
 from .scribbles import SPECK_PX, _check_values, draw_path, largest_parts, simulate_scribble
 
-# %% ../../nbs/data/14_simulation.ipynb #5d4e9dd4
+# %% ../../nbs/data/14_simulation.ipynb #bcd01717
 def _box(region: np.ndarray, wider: int = 0) -> tuple[slice, slice]:
     "The bounding box of a region, widened by some pixels; what would lie beyond the image is not part of it."
     ends = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
-    return tuple(slice(max(0, at[0] - wider), at[-1] + 1 + wider) if at.size else slice(0) for at in ends)
+    y, x = (slice(max(0, at[0] - wider), at[-1] + 1 + wider) if at.size else slice(0) for at in ends)
+    return y, x
 
 
 def skeleton(
@@ -192,14 +193,15 @@ def _arc(part: np.ndarray, rng: np.random.Generator, gap_px: tuple, arc: tuple) 
     first = rng.integers(len(contour) if closed else len(contour) - length + 1)
     return draw_path(np.take(contour, np.arange(first, first + length), axis=0, mode="wrap"), part.shape)
 
-# %% ../../nbs/data/14_simulation.ipynb #66f4ed7c
+# %% ../../nbs/data/14_simulation.ipynb #e4d3f832
 def by_border(
     label_slice: LabelSlice,  # what is to be annotated
     *, gap_px: tuple[float, float] = (1, 4),  # how far inside the border the arc runs, uniform in this range
     arc: tuple[float, float] = (0.07, 0.15),  # share of the contour that is drawn, uniform in this range
 ) -> dict[int, np.ndarray]:  # class id → [H,W] bool
     "Like ScribbleBench (Gotkowski et al., 2025): a curve through one part of each class, and an arc near its border."
-    _range("gap_px", gap_px, np.inf), _range("arc", arc, 1)
+    _range("gap_px", gap_px, np.inf)
+    _range("arc", arc, 1)
     lines = {}
     for class_id, region in label_slice.regions.items():
         part = _one_part(region, label_slice.rng)
@@ -208,14 +210,15 @@ def by_border(
         lines[class_id] = part
     return lines
 
-# %% ../../nbs/data/14_simulation.ipynb #62b4bef0
+# %% ../../nbs/data/14_simulation.ipynb #e911d553
 def by_hand(
     label_slice: LabelSlice,  # what is to be annotated
     *, drawn_share: tuple[float, float] = (0.45, 0.95),  # of a stroke's course, uniform in this range
     wobble: float = 0.2,  # standard deviation of the hand from its course, share of the distance to the border
 ) -> dict[int, np.ndarray]:  # class id → [H,W] bool
     "Like ACDC's experts: spirals and middle lines, the background as one loop (`scribbles.simulate_scribble`)."
-    _range("drawn_share", drawn_share, 1), _at_least("wobble", wobble, 0)
+    _range("drawn_share", drawn_share, 1)
+    _at_least("wobble", wobble, 0)
     drawn = simulate_scribble(label_slice.label, label_slice.rng, classes=label_slice.classes,
                               ignore=label_slice.ignore, drawn_share=drawn_share, wobble=wobble)
     return {class_id: drawn == class_id for class_id in label_slice.regions}

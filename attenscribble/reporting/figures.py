@@ -6,30 +6,31 @@
 __all__ = ['Circle', 'circles', 'draw_circles', 'Anatomy', 'anatomy', 'plot_architecture', 'Run', 'find_runs', 'read_run',
            'dataset_of', 'plot_methods', 'picture_folder']
 
-# %% ../../nbs/reporting/61_figures.ipynb #a1572d73
+# %% ../../nbs/reporting/61_figures.ipynb #9476f6f9
 import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import ndimage
-from torch import nn
+from torch import Tensor, nn
 
-# %% ../../nbs/reporting/61_figures.ipynb #7506878d
+# %% ../../nbs/reporting/61_figures.ipynb #d2bfb023
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle as Ring
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.pyplot import subplots
 
-# %% ../../nbs/reporting/61_figures.ipynb #5d72c6c3
+# %% ../../nbs/reporting/61_figures.ipynb #6ee125a7
 from ..basics.drawing import class_legend, draw, panels
 from ..basics.errors import DataError
 from ..basics.files import project_root
@@ -39,10 +40,11 @@ from ..method.ssa import AttendedLayer
 from .tables import place, read_result
 from ..runs.inference import evaluating, load_mask
 from ..runs.metrics import POLICIES
-from ..runs.run import median_case
+from ..runs.run import _truth, median_case
 
-# %% ../../nbs/reporting/61_figures.ipynb #808e1db9
-_KINDS = {"false positive": ("#CC79A7", "-"), "false negative": ("#009E73", "--")}  # colour and line; none is a class's
+# %% ../../nbs/reporting/61_figures.ipynb #f8458cfb
+_KINDS: dict[str, tuple[str, Literal["-", "--"]]] = {  # colour and line; none is a class's
+    "false positive": ("#CC79A7", "-"), "false negative": ("#009E73", "--")}
 _MARGIN_PX = 2.0  # between a region and its circle
 
 
@@ -128,29 +130,29 @@ def anatomy(
     stages = (*encoder, *decoder, "head")
     return Anatomy(_stage_sizes(model, stages, image_side), encoder, decoder, **_attention(model, stages))
 
-# %% ../../nbs/reporting/61_figures.ipynb #31cc86a5
+# %% ../../nbs/reporting/61_figures.ipynb #80cec4f3
 def _stage_sizes(model: nn.Module, stages: Sequence[str], image_side: int) -> dict[str, tuple[int, ...]]:
     "What each stage returns for one image: channels, height, width."
     sizes: dict[str, tuple[int, ...]] = {}
     hooks = [model.get_submodule(name).register_forward_hook(
         lambda _module, _inputs, output, name=name: sizes.update({name: tuple(output.shape[1:])})) for name in stages]
-    weights = next(model.parameters())
+    weights, channels = next(model.parameters()), cast(int, model.in_channels)
     try:
         with evaluating(model):
-            model(torch.zeros(1, model.in_channels, image_side, image_side, device=weights.device, dtype=weights.dtype))
+            model(torch.zeros(1, channels, image_side, image_side, device=weights.device, dtype=weights.dtype))
     finally:
         for hook in hooks:
             hook.remove()
     return sizes
 
-# %% ../../nbs/reporting/61_figures.ipynb #113ee6e6
+# %% ../../nbs/reporting/61_figures.ipynb #e374729b
 def _attention(model: nn.Module, stages: Sequence[str]) -> dict[str, Any]:
     "Where the attention stands and the shape of its queries, as fields of `Anatomy`; none without attention."
     for name, layer in model.named_modules():
         if isinstance(layer, AttendedLayer):
             stage = next(stage for stage in stages if f"{name}.".startswith(f"{stage}."))
             return {"attended": stage, "where": layer.where if name == stage else "inside",
-                    "separate": layer.separate, "query": tuple(layer.attention.query.shape[1:])}
+                    "separate": layer.separate, "query": tuple(cast(Tensor, layer.attention.query).shape[1:])}
     return {}
 
 # %% ../../nbs/reporting/61_figures.ipynb #13ab7458
@@ -170,14 +172,15 @@ class _Sketch:
         box = self.boxes[name]
         return box.get_x() + box.get_width() / 2, box.get_y() + box.get_height() / 2
 
-# %% ../../nbs/reporting/61_figures.ipynb #3043b158
+# %% ../../nbs/reporting/61_figures.ipynb #0037569c
 def _add_box(sketch: _Sketch, name: str, x: float, y: float, size: tuple[float, float], text: str, ink: str,
              label: str = "") -> None:
     "A box centred at (x, y); its label outside the U."
     width, height = size
     box = FancyBboxPatch((x - width / 2, y - height / 2), width, height, facecolor=_INKS[ink], zorder=2,
                          boxstyle="round,pad=0.02,rounding_size=0.06", edgecolor="0.25", linewidth=0.9)
-    sketch.boxes[name] = sketch.axis.add_patch(box)
+    sketch.boxes[name] = box
+    sketch.axis.add_patch(box)
     sketch.axis.text(x, y, text, ha="center", va="center", fontsize=8, linespacing=1.25, zorder=3)
     side = (1 if x > _TOP / 2 else -1) * (y != 0)  # beside the U, above its top row
     sketch.axis.text(x + side * (width / 2 + 0.08), y - 0.22 if side else y + height / 2 + 0.07, label, fontsize=7.5,
@@ -378,20 +381,20 @@ def plot_methods(
     _finish(figure, dataset, _caption(runs, case, z, policy, min_px))
     return figure
 
-# %% ../../nbs/reporting/61_figures.ipynb #a8bf0f38
-def _draw_truth(axes: Sequence[Axes], case: Case, z: int, ignore: int) -> None:
+# %% ../../nbs/reporting/61_figures.ipynb #c455a245
+def _draw_truth(axes: np.ndarray, case: Case, z: int, ignore: int) -> None:
     "The first three panels: image, scribble, truth."
     image, scribble = case.gray[z], None if case.scribble is None else case.scribble[z]
     draw(axes[0], image, spacing_mm=case.spacing_mm and case.spacing_mm[1:], title="image")
     draw(axes[1], image, title="no scribble" if scribble is None else "scribble (not used here)", scribble=scribble,
          ignore=ignore)
-    draw(axes[2], image, label=case.label[z], title="truth")
+    draw(axes[2], image, label=_truth(case)[z], title="truth")
 
 
 def _draw_run(axis: Axes, mask: np.ndarray, case: Case, z: int, title: str, min_px: int) -> None:
     "A run's mask over the true outline, its errors circled."
-    draw(axis, case.gray[z], label=mask, outline=case.label[z], title=title)
-    draw_circles(axis, circles(mask, case.label[z], min_px))
+    draw(axis, case.gray[z], label=mask, outline=_truth(case)[z], title=title)
+    draw_circles(axis, circles(mask, _truth(case)[z], min_px))
 
 # %% ../../nbs/reporting/61_figures.ipynb #fa649d1b
 def _panel_title(name: str, scores: pd.DataFrame) -> str:
@@ -409,11 +412,11 @@ def _caption(runs: Sequence[Run], case: Case, z: int, policy: str, min_px: int) 
             f"{result['profile']}. DSC, HD95: means over the volume's classes, policy {policy}. Filled: prediction; "
             f"line: truth. Circled: errors of at least {min_px} px, 3 px thick.")
 
-# %% ../../nbs/reporting/61_figures.ipynb #dda24efb
+# %% ../../nbs/reporting/61_figures.ipynb #ec987cb6
 def _finish(figure: Figure, dataset: Dataset, caption: str) -> None:
     "Caption on top, a legend of classes and circles below."
-    width = figure.get_figwidth()
-    figure.set_figheight(figure.get_figheight() + 0.2 * figure.axes[-1].get_gridspec().nrows + 0.6)
+    width, grid = figure.get_figwidth(), cast(GridSpec, figure.axes[-1].get_gridspec())
+    figure.set_figheight(figure.get_figheight() + 0.2 * grid.nrows + 0.6)
     figure.suptitle("\n".join(textwrap.wrap(caption, int(15.5 * width))), fontsize=8, x=0.01, ha="left")
     class_legend(figure, dataset.class_names)
     (classes,) = figure.legends

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['export_nnunet', 'patient_splits', 'check_nnunet', 'read_predictions', 'score_predictions', 'result_report']
 
-# %% ../../nbs/reporting/62_nnunet.ipynb #88673d2b
+# %% ../../nbs/reporting/62_nnunet.ipynb #a9ce6706
 import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from nibabel import Nifti1Image
 
 # %% ../../nbs/reporting/62_nnunet.ipynb #06d2fa8d
 from ..basics.errors import DataError, one_of
@@ -58,10 +59,11 @@ def _free_place(folder: Path, number: int, name: str) -> Path:
         raise DataError(taken[0], "a dataset with this number", "another number, or none there")
     return folder / f"Dataset{number:03d}_{name}"
 
-# %% ../../nbs/reporting/62_nnunet.ipynb #3b9dfbb4
+# %% ../../nbs/reporting/62_nnunet.ipynb #36ad7265
 def _write_fold(new: Path, dataset: Dataset, fold: int, target: str, content: dict[str, Any]) -> None:
     "Images and masks of both sides of a fold, the description and the inner folds."
-    (train, test), seen, cases = dataset.split(fold), set(), {}
+    (train, test), seen = dataset.split(fold), set[int]()
+    cases: dict[str, list[str]] = {}
     for case in dataset.cases(train):
         cases.setdefault(case.patient, []).append(case.name)
         _write_images(case, new / "imagesTr")
@@ -199,11 +201,11 @@ def read_predictions(
                             f"one of each of the {len(cases)} test cases of fold {fold}")
     return {name: (case, _read_prediction(files[name], case, dataset.classes)) for name, case in cases.items()}
 
-# %% ../../nbs/reporting/62_nnunet.ipynb #e0822964
+# %% ../../nbs/reporting/62_nnunet.ipynb #471a9d16
 def _read_prediction(path: Path, case: Case, classes: int) -> np.ndarray:
     "One mask, in the book's order."
     volume, scan = read_nifti(path, flat=True)
-    expected = as_picture(np.zeros(case.shape, np.uint8), case)
+    expected = cast(Nifti1Image, as_picture(np.zeros(case.shape, np.uint8), case))
     expected = type(expected).from_bytes(expected.to_bytes())  # as a reader of it would see the grid
     if len(expected.shape) == len(scan.shape):
         _check_same_grid(path, scan, expected, True)

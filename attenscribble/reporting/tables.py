@@ -23,11 +23,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy.stats import kendalltau
 
-# %% ../../nbs/reporting/60_tables.ipynb #746c744c
+# %% ../../nbs/reporting/60_tables.ipynb #01f5fa7f
 from ..basics.errors import DataError, one_of
 from ..basics.files import write_atomic
+from ..basics.notebook import notebook_settings
 from ..method.objective import METHODS
-from ..runs.config import PLACES, current_names, default_settings, notebook_settings
+from ..runs.config import PLACES, current_names, default_settings
 from ..runs.metrics import METRICS, POLICIES, mean_std, summarise
 
 # %% ../../nbs/reporting/60_tables.ipynb #2d77876b
@@ -244,10 +245,10 @@ def _checked_summary(result: Mapping[str, Any], policy: str, classes: list[str])
     summary.attrs["volumes"] = len({row["case"] for row in result["cases"]})
     return summary
 
-# %% ../../nbs/reporting/60_tables.ipynb #8a07a48d
+# %% ../../nbs/reporting/60_tables.ipynb #5251e034
 def _line(summaries: list[pd.DataFrame], paper: pd.DataFrame | None, classes: list[str]) -> pd.Series:
     "A row of the frame: seeds averaged, the paper's numbers, the difference."
-    cells = {}
+    cells: dict[tuple[str, str, str], float] = {}
     for metric in METRICS:
         for name in classes:
             ours = [np.mean([summary.loc[name, f"{metric}_{stat}"] for summary in summaries]) if summaries else np.nan
@@ -467,7 +468,7 @@ def _latex_text(text: str) -> str:
         return f"${text}$"
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
-# %% ../../nbs/reporting/60_tables.ipynb #a643a424
+# %% ../../nbs/reporting/60_tables.ipynb #00b5ab44
 def notebook_parameters(
     namespace: Mapping[str, Any],  # `globals()` of a notebook, right after its parameters
     **choices: Iterable[str] | None,  # parameter=values it may have; None: any
@@ -476,6 +477,6 @@ def notebook_parameters(
     given = notebook_settings(namespace)
     for name, value in given.items():
         one_of("parameter", name, choices)
-        if choices[name] is not None:
-            one_of(name, value, choices[name])
+        if (allowed := choices[name]) is not None:
+            one_of(name, value, allowed)
     return given

@@ -6,12 +6,12 @@
 __all__ = ['evaluating', 'predict_volume', 'save_mask', 'save_volume', 'as_picture', 'load_mask', 'normalised_entropy',
            'TrainedNetwork', 'load_network', 'predict_files', 'find_scans']
 
-# %% ../../nbs/runs/54_inference.ipynb #b9bcdab6
+# %% ../../nbs/runs/54_inference.ipynb #fb08e015
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -51,7 +51,7 @@ def evaluating(
         for part in training:
             part.training = True
 
-# %% ../../nbs/runs/54_inference.ipynb #f3e14804
+# %% ../../nbs/runs/54_inference.ipynb #0f55392f
 def predict_volume(
     model: nn.Module,  # [N,K,size,size] → logits [N,C,size,size], C ≤ 256
     image: np.ndarray | Tensor,  # [Z,Y,X] or, with K channels, [Z,K,Y,X]; floating point in [0,1]
@@ -71,7 +71,7 @@ def predict_volume(
     modes back. Raises TypeError for an integer image, ValueError for a wrong shape of image or logits,
     FloatingPointError if the logits hold NaN."""
     slices, home = _as_slices(image), next(model.parameters(), torch.empty(0))
-    shape, device = tuple(slices.shape[-2:]), torch.device(home.device if device is None else device)
+    shape, device = (slices.shape[-2], slices.shape[-1]), torch.device(home.device if device is None else device)
     masks, shares = [], []
     with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
         for batch in slices.split(batch_size):
@@ -83,12 +83,12 @@ def predict_volume(
     mask = torch.cat(masks).numpy()
     return (mask, torch.cat(shares).movedim(1, 0).contiguous().numpy()) if probabilities else mask
 
-# %% ../../nbs/runs/54_inference.ipynb #dbba2965
+# %% ../../nbs/runs/54_inference.ipynb #134775c2
 def _mean_over_flips(model: nn.Module, image: Tensor) -> Tensor:
     "Mean probabilities over a batch and its mirror images, each turned back."
     mirrors = ((), (2,), (3,), (2, 3))
     answers = (_checked(model(image.flip(axes)), image).float().softmax(1).flip(axes) for axes in mirrors)
-    return sum(answers) / len(mirrors)
+    return cast(Tensor, sum(answers)) / len(mirrors)
 
 # %% ../../nbs/runs/54_inference.ipynb #bcbc7152
 def _as_slices(image: np.ndarray | Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def as_picture(
     picture.header.set_xyzt_units("mm")
     return picture
 
-# %% ../../nbs/runs/54_inference.ipynb #0530972d
+# %% ../../nbs/runs/54_inference.ipynb #0a295443
 def load_mask(
     path: Path | str,  # written by `save_mask`
     case: Case,  # whose scan it is
@@ -164,7 +164,7 @@ def load_mask(
 ) -> np.ndarray:  # [Z,Y,X] uint8 class ids
     "Read a mask back onto its case. Raises DataError for a missing or broken file, another shape, a value unknown."
     try:
-        stored = np.asarray(nib.load(path).dataobj)
+        stored = np.asarray(cast(SpatialImage, nib.load(path)).dataobj)
     except (OSError, EOFError, ImageFileError) as error:
         raise DataError(path, f"no readable mask ({type(error).__name__})", "the file that the run wrote") from None
     expected = case.grid.shape if case.grid else case.shape[::-1]
@@ -227,7 +227,7 @@ class TrainedNetwork:
         return predict_volume(self.model, image, size=self.config.size, autocast=self.precision,
                               back=self.config.eval_resize, **options)
 
-# %% ../../nbs/runs/54_inference.ipynb #46a86cb4
+# %% ../../nbs/runs/54_inference.ipynb #f71daf65
 def load_network(
     path: Path | str,  # a checkpoint, or the run folder that holds it
     device: str = "auto",  # where it goes: auto, cpu, cuda, cuda:1
@@ -243,7 +243,7 @@ def load_network(
     model = build_network(method_named(config.method), facts.get("channels", 1), classes or len(facts["class_names"]),
                           config)
     model.load_state_dict(content["best"]["model"] if content["best"] else content["model"])
-    model = model.to(target, memory_format=torch.channels_last).eval()
+    model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
     return TrainedNetwork(model, config, facts, choose_precision(config.precision, target))
 
 # %% ../../nbs/runs/54_inference.ipynb #6e8c8d34
@@ -283,17 +283,16 @@ def _check_flips(network: TrainedNetwork, checkpoint: Path | str) -> None:
         raise DataError(f"{checkpoint}: flips", f"training on {facts['name']!r} with augmentation {seen!r}",
                         "'acdc', which flips; else a mirror image is a patient the network never saw")
 
-# %% ../../nbs/runs/54_inference.ipynb #a2479624
+# %% ../../nbs/runs/54_inference.ipynb #cd74c3ff
 def _segment_file(network: TrainedNetwork, case: Case, files: dict[str, Path], **options: Any) -> None:
     "Write the mask of a scan, and its maps where they are asked for."
     maps = "probabilities" in files or "uncertainty" in files
     found = network.segment(case.image, probabilities=maps, **options)
-    mask, probs = found if maps else (found, None)
     if "probabilities" in files:
-        save_volume(probs, case, files["probabilities"])
+        save_volume(found[1], case, files["probabilities"])
     if "uncertainty" in files:
-        save_volume(normalised_entropy(probs), case, files["uncertainty"])
-    save_mask(mask, case, files["mask"], network.facts["values"])
+        save_volume(normalised_entropy(found[1]), case, files["uncertainty"])
+    save_mask(found[0] if maps else found, case, files["mask"], network.facts["values"])
 
 # %% ../../nbs/runs/54_inference.ipynb #6fc96911
 def find_scans(
@@ -323,7 +322,7 @@ def _outputs(name: str, target: Path, source: Path, probabilities: bool, uncerta
     more = {"probabilities": probabilities, "uncertainty": uncertainty}
     return {"mask": mask} | {kind: mask.with_name(f"{stem}_{kind}.nii.gz") for kind, wanted in more.items() if wanted}
 
-# %% ../../nbs/runs/54_inference.ipynb #40714deb
+# %% ../../nbs/runs/54_inference.ipynb #23126350
 def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, Path]], overwrite: bool) -> None:
     "Raise DataError for a scan of unusable shape, and for an output that is there or would replace a scan."
     inputs = {path.resolve() for images in scans.values() for path in images}
@@ -334,7 +333,7 @@ def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, 
             raise DataError(path, "a file that is there already", "a new name, or --overwrite")
     for path in (path for images in scans.values() for path in images):
         try:
-            usable = len(three_axes(nib.load(path).shape)) == 3
+            usable = len(three_axes(cast(SpatialImage, nib.load(path)).shape)) == 3
         except (OSError, EOFError, ValueError, ImageFileError):
             usable = False
         if not usable:

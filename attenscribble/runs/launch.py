@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['DistributedBatchNorm', 'synchronise_batch_norm', 'process_group', 'launch']
 
-# %% ../../nbs/runs/52_launch.ipynb #31a72f13
+# %% ../../nbs/runs/52_launch.ipynb #f9b6736f
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psutil
 import torch
@@ -48,20 +50,21 @@ def _batch_norm_gradients(
     column = lambda x: x.view(1, -1, 1, 1).to(values.dtype)
     return to_values.sub_(torch.addcmul(column(shift), values, column(factor))), to_weight, to_bias
 
-# %% ../../nbs/runs/52_launch.ipynb #e5884988
+# %% ../../nbs/runs/52_launch.ipynb #26b77047
 class _DistributedNorm(torch.autograd.Function):
     "Normalise by mean and variance over all processes; the gradient passes through both."
 
     @staticmethod
-    def forward(ctx, values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         ctx.eps, (mean, variance, total) = eps, _batch_statistics(values, weight, bias, eps)
         ctx.save_for_backward(values, weight, mean, variance, total)
         ctx.mark_non_differentiable(mean, variance, total)
         return torch.native_batch_norm(values, weight, bias, mean, variance, False, 0.0, eps)[0], mean, variance, total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None]:
-        return *_batch_norm_gradients(gradient, *ctx.saved_tensors, ctx.eps), None
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None]:
+        values, weight, mean, variance, total = ctx.saved_tensors
+        return *_batch_norm_gradients(gradient, values, weight, mean, variance, total, ctx.eps), None
 
 # %% ../../nbs/runs/52_launch.ipynb #df74eabc
 class DistributedBatchNorm(nn.BatchNorm2d):
@@ -78,13 +81,16 @@ class DistributedBatchNorm(nn.BatchNorm2d):
         _update_running(self, mean, variance * total / (total - 1))
         return normed
 
-# %% ../../nbs/runs/52_launch.ipynb #0bb1bf6e
+# %% ../../nbs/runs/52_launch.ipynb #11e38333
 @torch.no_grad()
 def _update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     "Move a layer's running statistics by its momentum, as PyTorch does; the variance is the unbiased one."
+    if norm.num_batches_tracked is None or norm.running_mean is None or norm.running_var is None:
+        return  # a layer that keeps none
     norm.num_batches_tracked += 1
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance, norm.momentum)
+    share = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum  # None: mean of all batches
+    norm.running_mean.lerp_(mean, share)
+    norm.running_var.lerp_(variance, share)
 
 # %% ../../nbs/runs/52_launch.ipynb #cc0c9624
 def synchronise_batch_norm(
@@ -136,7 +142,7 @@ def _torchrun(count: int, code: str, arguments: Sequence[str]) -> subprocess.Pop
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
                             start_new_session=True)
 
-# %% ../../nbs/runs/52_launch.ipynb #4cc9d2f2
+# %% ../../nbs/runs/52_launch.ipynb #9afa8b16
 def launch(
     count: int,  # processes on this machine
     code: str,  # Python, run in each of them
@@ -146,25 +152,36 @@ def launch(
 
     Each gets an equal part of the processor's cores, unless OMP_NUM_THREADS says otherwise. Raises RuntimeError with
     the first traceback when one fails. When the iterator is closed or interrupted, all of them are ended."""
-    process, last = _torchrun(count, code, arguments), deque(maxlen=200)
+    process = _torchrun(count, code, arguments)
+    last: deque[str] = deque(maxlen=10)
+    held: list[str] = []
     try:
-        for line in process.stdout:
-            last.append(line)
-            yield line.rstrip("\n")
+        for line in process.stdout or ():
+            if held or _TRACEBACK in line:  # it becomes the error, and is not shown twice
+                held.append(line)
+            else:
+                last.append(line)
+                yield line.rstrip("\n")
         if process.wait():
-            raise RuntimeError(f"one of {count} processes failed:\n{_first_traceback(last)}")
+            raise RuntimeError(f"one of {count} processes failed:\n{_first_traceback([*last, *held])}")
+        yield from (line.rstrip("\n") for line in held)  # somebody only printed it
     finally:
         _end(process)
 
-# %% ../../nbs/runs/52_launch.ipynb #080f358f
+# %% ../../nbs/runs/52_launch.ipynb #a59dc079
+_TRACEBACK = "Traceback (most recent call last)"
+
+
 def _first_traceback(lines: Sequence[str]) -> str:
-    "The first traceback among some lines, else the last ten."
-    lines = list(lines)
-    start = next((i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line), None)
+    "The first traceback among some lines, else the last ten. In a group PyTorch begins each line with [rank0]: or so."
+    start = next((i for i, line in enumerate(lines) if _TRACEBACK in line), None)
     if start is None:
         return "".join(lines[-10:])
-    stop = next((i for i, line in enumerate(lines) if i > start and not line.startswith(" ")), len(lines))
-    return "".join(lines[start:stop + 1])
+    found = re.match(r"\[rank\d+\]: ", lines[start])
+    rank = found[0] if found else ""
+    lines = [line.removeprefix(rank) for line in lines[start:] if line.startswith(rank)]
+    stop = next((i for i, line in enumerate(lines) if i and not line.startswith(" ")), len(lines))
+    return "".join(lines[:stop + 1])
 
 # %% ../../nbs/runs/52_launch.ipynb #1fb60f24
 def _end(process: subprocess.Popen) -> None:

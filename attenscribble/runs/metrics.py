@@ -94,11 +94,11 @@ def _surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: n
     sparse = ours.size > _TREE_FACTOR * (np.count_nonzero(ours) + np.count_nonzero(theirs))
     return np.concatenate((tree_distances if sparse else transform_distances)(ours, theirs, spacing))
 
-# %% ../../nbs/runs/55_metrics.ipynb #f321fd0c
+# %% ../../nbs/runs/55_metrics.ipynb #4c2f2cb3
 def hd95(
     prediction: np.ndarray,  # [Y,X] or [Z,Y,X] bool, not empty
     reference: np.ndarray,  # same shape, bool, not empty
-    spacing_mm: Sequence[float],  # one positive number per axis, in the order of the axes: (z,y,x)
+    spacing_mm: Sequence[float] | np.ndarray,  # one positive number per axis, in the order of the axes: (z,y,x)
 ) -> float:  # mm
     """95 % Hausdorff distance: the 95th percentile of all surface distances, both directions pooled.
 
@@ -110,7 +110,7 @@ def hd95(
     _check_not_empty(prediction, reference)
     return float(np.percentile(_surface_distances(prediction, reference, spacing), 95))
 
-# %% ../../nbs/runs/55_metrics.ipynb #05b00b8c
+# %% ../../nbs/runs/55_metrics.ipynb #717f592d
 def _check_not_empty(prediction: np.ndarray, reference: np.ndarray) -> None:
     "Raise ValueError for a mask without a voxel."
     for name, mask in (("prediction", prediction), ("reference", reference)):
@@ -118,7 +118,7 @@ def _check_not_empty(prediction: np.ndarray, reference: np.ndarray) -> None:
             raise ValueError(f"{name}: found an empty mask, expected at least one voxel: HD95 is undefined")
 
 
-def _checked_spacing(spacing_mm: Sequence[float], axes: int) -> np.ndarray:
+def _checked_spacing(spacing_mm: Sequence[float] | np.ndarray, axes: int) -> np.ndarray:
     "The spacing as float64; raise ValueError unless it is a positive number per axis."
     spacing = np.asarray(spacing_mm, dtype=float)
     if spacing.shape != (axes,) or not (np.isfinite(spacing) & (spacing > 0)).all():
@@ -173,10 +173,10 @@ def _score(ours: np.ndarray, theirs: np.ndarray, spacing: np.ndarray | None,
     scores = {"standard": (nothing, nothing) if empty == 2 else missed, "legacy": (0.0, 0.0)}
     return {policy: (scores[policy][0], nothing if spacing is None else scores[policy][1]) for policy in policies}
 
-# %% ../../nbs/runs/55_metrics.ipynb #928e8021
+# %% ../../nbs/runs/55_metrics.ipynb #922b8166
 def diagonal_mm(
     shape: Sequence[int],  # voxels per axis
-    spacing_mm: Sequence[float],  # mm per axis
+    spacing_mm: Sequence[float] | np.ndarray,  # mm per axis
 ) -> float:  # mm
     "From one outer corner of an image to the opposite one: no surface distance in it is larger."
     return float(np.linalg.norm(np.multiply(shape, spacing_mm)))

@@ -6,7 +6,7 @@
 __all__ = ['Outcome', 'headline', 'machine_kind', 'precision_name', 'software', 'run_folder', 'check_scorable', 'segment_fold',
            'score', 'run_experiment', 'median_case', 'shown_case', 'plot_predictions', 'plot_attention_rows']
 
-# %% ../../nbs/runs/56_run.ipynb #1899067c
+# %% ../../nbs/runs/56_run.ipynb #979620cf
 import json
 import os
 import platform
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # %% ../../nbs/runs/56_run.ipynb #533683e7
 import numpy as np
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-# %% ../../nbs/runs/56_run.ipynb #dc8c5269
+# %% ../../nbs/runs/56_run.ipynb #1c621985
 from .. import __version__
 from ..basics.distributed import rank, world_size
 from ..basics.drawing import class_legend, draw, panels, save_figure
@@ -36,7 +36,7 @@ from ..basics.native import native
 from ..data.batches import resize_image
 from ..data.scans import Case, Dataset
 from ..method.objective import attention_of
-from ..method.ssa import attention_maps, plot_attention
+from ..method.ssa import SpatialSelfAttention, attention_maps, plot_attention
 from .config import Config
 from .inference import TrainedNetwork, save_mask
 from .launch import process_group
@@ -177,7 +177,14 @@ def segment_fold(
             rows += score(mask, case, dataset, config)
     return masks, rows
 
-# %% ../../nbs/runs/56_run.ipynb #390e7d80
+# %% ../../nbs/runs/56_run.ipynb #7b4a42e1
+def _truth(case: Case) -> np.ndarray:
+    "The label of a case that is scored. Raises DataError for one without."
+    if case.label is None:
+        raise DataError(f"{case.name}: label", "none", "a dense label, to be scored against")
+    return case.label
+
+# %% ../../nbs/runs/56_run.ipynb #3fc69b1a
 def score(
     mask: np.ndarray,  # [Z,Y,X] uint8 class ids
     case: Case,  # with its label
@@ -185,7 +192,7 @@ def score(
     config: Config,  # hd95
 ) -> list[dict[str, Any]]:  # of `score_case`
     "Rows of one case under all policies, a lone slice in 2D; NaN becomes None, which JSON can hold."
-    label, spacing_mm = case.label, case.spacing_mm
+    label, spacing_mm = _truth(case), cast(Sequence[float] | None, case.spacing_mm)
     if len(mask) == 1:  # in 3D every pixel of a lone slice would be surface
         mask, label, spacing_mm = mask[0], label[0], spacing_mm and spacing_mm[1:]
     rows = score_case(mask, label, spacing_mm, dataset.class_names, policy=POLICIES, case=case.name,
@@ -263,7 +270,7 @@ def _write(outcome: Outcome) -> None:
     if config.archive:
         write_json(outcome.result, Path(config.archive) / f"{config.run_id}.json")
 
-# %% ../../nbs/runs/56_run.ipynb #824dc6cd
+# %% ../../nbs/runs/56_run.ipynb #03bfbadd
 def median_case(
     dataset: Dataset,  # whose test volumes these are
     fold: int,  # counted from 1
@@ -275,7 +282,7 @@ def median_case(
     case = next((case for case in dataset.cases(dataset.split(fold)[1]) if case.name == name), None)
     if case is None:
         raise DataError(f"{dataset.name}: fold {fold}", f"no test volume {name}", "the volumes that were scored")
-    return case, _middle_slice(case.label)
+    return case, _middle_slice(_truth(case))
 
 # %% ../../nbs/runs/56_run.ipynb #be2aa6d2
 def _middle_slice(mask: np.ndarray) -> int:
@@ -311,7 +318,7 @@ def plot_predictions(
     class_legend(figure, outcome.dataset.class_names)
     return figure
 
-# %% ../../nbs/runs/56_run.ipynb #1ed50870
+# %% ../../nbs/runs/56_run.ipynb #96970c65
 def _draw_prediction(axes: np.ndarray, outcome: Outcome, case: Case, z: int) -> None:
     "A slice's prediction and, where there is one, its truth."
     image, mask, title = case.gray[z], outcome.masks[case.name][z], outcome.result["title"]
@@ -320,10 +327,10 @@ def _draw_prediction(axes: np.ndarray, outcome: Outcome, case: Case, z: int) -> 
         return
     rows = pd.DataFrame(outcome.result["cases"])
     dsc = rows[(rows["case"] == case.name) & (rows["policy"] == POLICIES[0])]["dsc"].mean()
-    draw(axes[0], image, label=mask, outline=case.label[z], title=f"{title}: DSC {dsc:.2f}, true outline")
-    draw(axes[1], image, label=case.label[z], title="truth")
+    draw(axes[0], image, label=mask, outline=_truth(case)[z], title=f"{title}: DSC {dsc:.2f}, true outline")
+    draw(axes[1], image, label=_truth(case)[z], title="truth")
 
-# %% ../../nbs/runs/56_run.ipynb #eb331b18
+# %% ../../nbs/runs/56_run.ipynb #dbea19ad
 @torch.inference_mode()
 def plot_attention_rows(
     outcome: Outcome,  # a finished run
@@ -335,21 +342,23 @@ def plot_attention_rows(
     case, z = shown_case(outcome)
     device, size = next(outcome.model.parameters()).device, outcome.config.size
     shown = resize_image(torch.as_tensor(case.image[z], device=device), size).view(1, -1, size, size)
-    rows, grid = _attention_in(outcome, shown)
+    rows, grid = _attention_in(outcome, attention, shown)
     label = (outcome.masks[case.name] if case.label is None else case.label)[z]  # without truth: what it predicts
     figure, axes = panels(1 + outcome.dataset.classes)
-    draw(axes[0], shown[0, 0].cpu(), title=f"{case.name}, slice {z}")
+    draw(axes[0], shown[0, 0].numpy(force=True), title=f"{case.name}, slice {z}")
     _draw_attention(figure, axes, rows, grid, label, outcome.dataset.class_names)
     return figure
 
-# %% ../../nbs/runs/56_run.ipynb #35a3097f
-def _attention_in(outcome: Outcome, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+# %% ../../nbs/runs/56_run.ipynb #63395cc3
+def _attention_in(
+    outcome: Outcome, attention: SpatialSelfAttention, image: Tensor
+) -> tuple[Tensor, tuple[int, int]]:
     "[hw,hw] attention of one image, mean over heads, in multiples of an even spread; the grid."
-    attention = attention_of(outcome.model)
     outcome.model(image)
-    query, (h, w) = attention.query.float(), attention.grid
+    query, key = cast(Tensor, attention.query).float(), cast(Tensor, attention.key).float()
+    h, w = cast(tuple[int, int], attention.grid)
     scale = query.shape[-1] ** -0.5 if outcome.config.asl_logit_scale == "sqrt_dk" else 1.0
-    return attention_maps(query, attention.key.float(), scale)[0].mean(0) * h * w, (h, w)
+    return attention_maps(query, key, scale)[0].mean(0) * h * w, (h, w)
 
 # %% ../../nbs/runs/56_run.ipynb #4b876b60
 def _draw_attention(

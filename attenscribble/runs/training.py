@@ -156,7 +156,7 @@ def _restore(state: Training, path: Path) -> None:
     if content["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(content["random"]["cuda"].cpu(), device)
 
-# %% ../../nbs/runs/53_training.ipynb #d785e038
+# %% ../../nbs/runs/53_training.ipynb #916c8d97
 def start_training(
     setup: Setup,  # of `resolve`
     weights: Mapping[str, Tensor] | None = None,  # of such a network; None: drawn by the seed
@@ -168,7 +168,7 @@ def start_training(
     model = build_network(method, setup.dataset.channels, setup.dataset.classes, config)
     if weights is not None:
         model.load_state_dict(weights)
-    model = model.to(setup.device, memory_format=torch.channels_last)
+    model = model.to(setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     if world_size() > 1:
         model = synchronise_batch_norm(model)
     teacher = method.teacher(model, setup.objective.options) if method.teacher else None
@@ -284,7 +284,7 @@ def _optimise(state: Training, step_of: nn.Module, store: SliceStore, step: int,
     state.optimiser.step()
     return terms
 
-# %% ../../nbs/runs/53_training.ipynb #3971eb12
+# %% ../../nbs/runs/53_training.ipynb #e7d5b657
 def continue_training(
     state: Training,  # of `start_training`
     folder: Path | None = None,  # run folder for checkpoint and log; None: nothing is written
@@ -303,7 +303,7 @@ def continue_training(
                 state.pseudo.refresh(state.model, step, setup.precision)
             terms = _optimise(state, step_of, store, step, index)
             if state.teacher is not None:
-                state.teacher.follow(state.model, step)
+                state.teacher.follow(state.model, step)  # type: ignore[operator]  # a teacher's method
             state.step, last = step + 1, step + 1 == config.iterations
             if last or state.step % config.log_every == 0:
                 state.seconds = time.perf_counter() - clock
@@ -527,7 +527,7 @@ def _draw_curves(axis: Axes, table: pd.DataFrame, title: str) -> None:
         axis.set_yscale("log")
     axis.legend(fontsize=7)
 
-# %% ../../nbs/runs/53_training.ipynb #085b341d
+# %% ../../nbs/runs/53_training.ipynb #2323b2e7
 class LiveCurves:
     "Curves that redraw themselves in the notebook while training goes on."
 
@@ -535,7 +535,9 @@ class LiveCurves:
         self,
         every_s: float = 20.0,  # least seconds between two drawings
     ) -> None:
-        self.every_s, self.drawn_at, self.handle, self.figure = every_s, 0.0, None, None
+        self.every_s, self.drawn_at = every_s, 0.0
+        self.handle: Any = None
+        self.figure: Figure | None = None
 
     def __call__(self, state: Training) -> None:
         from IPython.display import display

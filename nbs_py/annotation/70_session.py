@@ -498,7 +498,7 @@ def learn(
     ValueError for a wrong setting."""
     setup = resolve(quick_config(session, before is not None, **settings), scan_dataset(session, scribble))
     try:
-        state = train(setup, watch=_Watcher(session, show, stop), weights=before and before.model.state_dict())
+        state = train(setup, watch=_Watcher(session, show, stop), weights=before.model.state_dict() if before else None)
     except _Stopped as stopped:
         (state,) = stopped.args
     return _segment(session, state), state

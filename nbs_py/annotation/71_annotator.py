@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -177,7 +177,8 @@ def to_canvas(
     grid: Grid,  # of `canvas_grid`
 ) -> nib.Nifti1Image:  # on that grid, the frame 0
     "A volume as a file that NiiVue shows."
-    return grid.picture(np.pad(volume, ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME))))
+    picture = grid.picture(np.pad(volume, ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME))))
+    return cast(nib.Nifti1Image, picture)
 
 
 # %%
@@ -305,7 +306,7 @@ def _niivue_class() -> type:
     except ImportError as error:
         raise ImportError("the annotator needs ipyniivue: pip install 'attenscribble[book]'") from error
 
-    class SilentNiiVue(NiiVue):
+    class SilentNiiVue(NiiVue):  # type: ignore[misc]  # it has no types
         def _handle_binary_trait_change(self, change: Any) -> None:
             pass
 
@@ -385,7 +386,8 @@ class Canvas:
         self.grid = canvas_grid(case)
         self.view, self.mask = _niivue(case, names, self.grid, height)
         self.axis, self.z = _DIRECTIONS[self.grid.plane][0], len(case.gray) // 2  # NiiVue begins in the middle
-        self.shown, self.requests, self.moves = False, deque(), 0  # what is not answered yet
+        self.shown, self.moves = False, 0
+        self.requests: deque[Any] = deque()  # what is not answered yet
         self.on_drawing: Callable[[np.ndarray], object] = lambda scribble: None  # called with each drawing that arrives
         self.on_shown: Callable[[], object] = lambda: None  # called when the browser has just shown the scan
         self.on_slice: Callable[[int], object] = lambda z: None  # called when the wheel has changed the slice
@@ -741,7 +743,7 @@ def _checked_scribble(session: Session, scribble: np.ndarray) -> np.ndarray:
 def _save(state: _State) -> Path:
     "Write scan and strokes; after a training also mask and weights."
     root, files = state.session.root, [save_session(state.session, state.scribble)]
-    if state.training and not state.controls.train.disabled:
+    if state.training and state.mask is not None and not state.controls.train.disabled:
         files += save_results(state.session, state.mask, state.training)
     state.controls.save.button_style = ""
     _tell(state.controls, f"Saved in {root}: {', '.join(str(file.relative_to(root)) for file in files)}", "success")
@@ -785,8 +787,8 @@ def _show_progress(state: _State, training: Training, mask: np.ndarray | None) -
 def _tell_trained(state: _State, seconds: float) -> None:
     "Say that a training is over, and what to do next."
     state.controls.save.button_style = "warning"
-    end = "Stopped" if state.stop.is_set() else "Done"
-    _tell(state.controls, f"{end} after {state.training.step} iterations, {seconds:.0f} s. Draw where the mask is "
+    end, done = "Stopped" if state.stop.is_set() else "Done", state.training.step if state.training else 0
+    _tell(state.controls, f"{end} after {done} iterations, {seconds:.0f} s. Draw where the mask is "
                           "wrong and train again, or save.", "success")
 
 
@@ -822,7 +824,7 @@ def _train_in_thread(state: _State) -> None:
     from IPython import get_ipython
 
     publisher = getattr(get_ipython(), "display_pub", None)
-    if hasattr(publisher, "register_hook"):  # it holds for this thread alone
+    if publisher is not None and hasattr(publisher, "register_hook"):  # it holds for this thread alone
         publisher.register_hook(lambda message: None)
     _attempt(state.controls, partial(_train, state))
 
@@ -932,7 +934,8 @@ class Annotator(_Commands):
             return
         quick_config(session, **settings)  # a wrong setting is refused before anything is drawn
         canvas = Canvas(session.case, session.labels.names, height)
-        super().__init__(session, canvas, Controls(session, canvas), settings, session.case.scribble)
+        drawn = cast(np.ndarray, session.case.scribble)  # filled in by `open_session`
+        super().__init__(session, canvas, Controls(session, canvas), settings, drawn)
         _connect(self)
         self.choose(1)
 

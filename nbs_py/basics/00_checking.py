@@ -50,7 +50,7 @@ def assert_same(
         value = form(*leaves)
         return (value, *torch.autograd.grad(value, leaves))
 
-    torch.testing.assert_close(run(fast), run(reference), **tolerances)
+    torch.testing.assert_close(run(fast), run(reference), **tolerances)  # type: ignore[arg-type]  # these two alone
 
 
 # %%

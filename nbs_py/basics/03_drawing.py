@@ -27,6 +27,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scipy.ndimage import binary_dilation
 
 from attenscribble.basics.files import project_root, write_atomic
@@ -168,7 +169,7 @@ def class_legend(
     background: bool = False,  # name class 0 too
 ) -> None:
     "One legend below all panels: a coloured square for each class."
-    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=class_colour(i), edgecolor="black", linewidth=0.5, label=name)
+    handles = [Rectangle((0, 0), 1, 1, facecolor=class_colour(i), edgecolor="black", linewidth=0.5, label=name)
                for i, name in enumerate(class_names) if i or background]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
 

@@ -83,7 +83,9 @@ def nanoseconds(function, pixels, repeats=7):
 def _compiler() -> tuple[str, tuple[str, ...], bytes] | None:
     "The C compiler, its flags for this processor, and all it says of both; None without one."
     found = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
-    for tuned in (["-march=native"], ["-mcpu=native"], []) if found else ():
+    if found is None:
+        return None
+    for tuned in (["-march=native"], ["-mcpu=native"], []):
         flags = ("-O3", *tuned, "-ffast-math", "-fPIC")
         asked = subprocess.run([found, *flags, "-dM", "-E", "-x", "c", os.devnull], capture_output=True)
         if asked.returncode == 0:

@@ -23,12 +23,12 @@
 #| export
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import nibabel as nib
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.orientations import axcodes2ornt, io_orientation
-from nibabel.spatialimages import SpatialImage
 
 # %%
 import os
@@ -156,7 +156,7 @@ def placed(
 
 # %%
 #| export
-def _directions(scan: SpatialImage) -> tuple[np.ndarray, np.ndarray]:
+def _directions(scan: Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
     "For each axis of a file: the patient's axis it runs along (0, 1, 2: x, y, z); 1 if with it, −1 if against it."
     if placed(scan.header) and np.isfinite(ornt := io_orientation(scan.affine)).all():
         return ornt[:, 0].astype(int), ornt[:, 1]
@@ -180,7 +180,7 @@ def _zooms(header: Nifti1Header, shape: tuple[int, ...]) -> list[float]:
 PLANES = ("sagittal", "coronal", "axial")  # slices across the patient's x, y, z
 
 
-def _slice_axis(scan: SpatialImage, axis: str, toward: np.ndarray) -> int:
+def _slice_axis(scan: Nifti1Image, axis: str, toward: np.ndarray) -> int:
     "The file's axis that slices lie across; `toward`: the patient axis of each."
     if axis in PLANES:
         return int(np.argmax(toward == PLANES.index(axis)))
@@ -195,26 +195,31 @@ def _slice_axis(scan: SpatialImage, axis: str, toward: np.ndarray) -> int:
 
 # %%
 #| export
-def _axes_across(scan: SpatialImage, axis: str) -> tuple[tuple[int, ...], tuple[bool, ...], str]:
+_Axes = tuple[tuple[int, int, int], tuple[bool, bool, bool], str]  # as the last three fields of Grid
+
+
+def _axes_across(scan: Nifti1Image, axis: str) -> _Axes:
     "The file's axes for z, y, x, which of them to reverse, and the plane, with slices across `axis`."
     toward, sign = _directions(scan)
     across = _slice_axis(scan, axis, toward)
-    axes = (across, *sorted({0, 1, 2} - {across}, key=lambda a: -toward[a]))
-    flips = (bool(sign[across] < 0), *(bool(sign[a] > 0) for a in axes[1:]))
-    return axes, flips, PLANES[toward[across]]
-
-
-def _axes_by_letters(scan: SpatialImage, letters: str) -> tuple[tuple[int, ...], tuple[bool, ...], str]:
-    "The file's axes for z, y, x and which of them to reverse, so that x, y, z run to where the letters say."
-    toward, sign = _directions(scan)
-    wanted = axcodes2ornt(letters)[::-1]  # for z, y, x
-    axes = tuple(int(np.argmax(toward == patient)) for patient, _ in wanted)
-    return axes, tuple(bool(sign[a] != s) for a, (_, s) in zip(axes, wanted, strict=True)), letters
+    y, x = sorted({0, 1, 2} - {across}, key=lambda a: -toward[a])
+    return (across, y, x), (bool(sign[across] < 0), bool(sign[y] > 0), bool(sign[x] > 0)), PLANES[toward[across]]
 
 
 # %%
 #| export
-def _chosen_axes(scan: SpatialImage, axis: str) -> tuple[tuple[int, ...], tuple[bool, ...], str]:
+def _axes_by_letters(scan: Nifti1Image, letters: str) -> _Axes:
+    "The file's axes for z, y, x and which of them to reverse, so that x, y, z run to where the letters say."
+    toward, sign = _directions(scan)
+    wanted = axcodes2ornt(letters)[::-1]  # for z, y, x
+    axes = tuple(int(np.argmax(toward == patient)) for patient, _ in wanted)
+    flips = tuple(bool(sign[a] != s) for a, (_, s) in zip(axes, wanted, strict=True))
+    return cast(_Axes, (axes, flips, letters))  # three letters, three of each
+
+
+# %%
+#| export
+def _chosen_axes(scan: Nifti1Image, axis: str) -> _Axes:
     "Axes, flips and plane of a file; without coordinates, letters mean nothing and it is taken as it is stored."
     if axis == "stored" or (axis.isupper() and not placed(scan.header)):
         return Grid.axes, Grid.flips, Grid.plane
@@ -272,7 +277,7 @@ def _geometry_only(header: Nifti1Header) -> Nifti1Header:
 
 # %%
 #| export
-def _image(data: np.ndarray, header: Nifti1Header) -> SpatialImage:
+def _image(data: np.ndarray, header: Nifti1Header) -> Nifti1Image:
     "A NIfTI image of some voxels, with the geometry of a header and the voxels' type."
     bare = _geometry_only(header)
     bare.set_data_dtype(data.dtype)
@@ -297,7 +302,7 @@ class Grid:
 
     @classmethod
     def of(
-        cls, scan: SpatialImage,  # an opened file
+        cls, scan: Nifti1Image,  # an opened file
         axis: str = "auto",  # "auto", a name of PLANES, "0", "1", "2", "stored"; "LPS" …: where x, y, z run to
     ) -> "Grid":  # of that file
         "The grid of a file, sliced across `axis`; columns run to the patient's left (or back), rows to back or feet."
@@ -306,7 +311,8 @@ class Grid:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         "Voxel size (z,y,x)."
-        return tuple(_zooms(self.header, self.shape)[axis] for axis in self.axes)
+        z, y, x = (_zooms(self.header, self.shape)[axis] for axis in self.axes)
+        return z, y, x
 
     @cached_property
     def affine(self) -> np.ndarray:
@@ -321,7 +327,7 @@ class Grid:
 
     def picture(
         self, volume: np.ndarray,  # [Z,Y,X], or [C,Z,Y,X] for a file with a fourth axis
-    ) -> SpatialImage:  # NIfTI of the file's version, in memory
+    ) -> Nifti1Image:  # NIfTI of the file's version, in memory
         "What can be written beside the file: its shape and place, the volume's type, nothing else of its header."
         return _image(_as_stored(volume, self.shape, self.axes, self.flips), self.header)
 

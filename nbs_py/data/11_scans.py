@@ -37,7 +37,8 @@ import h5py
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from attenscribble.basics.errors import DataError
@@ -416,7 +417,7 @@ def _finite_range(volume: np.ndarray) -> tuple[np.number, np.number]:
 def _stretch(volume: np.ndarray, low: np.number, limit: float) -> np.ndarray:
     "(min(v, limit) − low) / (limit − low) as float32; computed in float64 where float32 would merge integers."
     exact = volume.dtype == np.float32 or (volume.dtype.kind in "iu" and volume.dtype.itemsize <= 2)
-    scaled = volume.astype(np.float32 if exact else np.float64)
+    scaled: np.ndarray = volume.astype(np.float32 if exact else np.float64)
     np.minimum(scaled, limit, out=scaled)
     scaled -= low
     scaled /= limit - float(low)
@@ -544,7 +545,7 @@ _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, Header
 _NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # the header's size, at the start of the file
 
 
-def _unpack_nifti(path: Path) -> SpatialImage:
+def _unpack_nifti(path: Path) -> Nifti1Image:
     "A NIfTI file, uncompressed in memory. Raises one of _UNREADABLE."
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
@@ -560,7 +561,7 @@ _ONE_EACH = "; of a film or a stack of modalities give each volume a file of its
 def read_nifti(
     path: Path,  # *.nii or *.nii.gz
     flat: bool = False,  # take a single slice [x,y] too, and axes of length 1 past the third
-) -> tuple[np.ndarray, SpatialImage]:  # [Z,Y,X] in the type it is stored in; header and affine
+) -> tuple[np.ndarray, Nifti1Image]:  # [Z,Y,X] in the type it is stored in; header and affine
     "A 3D NIfTI file. Raises DataError for one that is broken, empty, or has more axes or numbers than one per voxel."
     try:
         scan = _unpack_nifti(path)
@@ -604,7 +605,7 @@ def _as_mask(volume: np.ndarray, where: object, ignore: int | None = None) -> np
 SHIFT_MM = 0.1  # two grids agree if no voxel moves further: above float32 rounding, far below a voxel
 
 
-def _check_same_grid(path: Path, mask: SpatialImage, image: SpatialImage, check_affine: bool) -> None:
+def _check_same_grid(path: Path, mask: Nifti1Image, image: Nifti1Image, check_affine: bool) -> None:
     "Raise DataError unless a mask's voxels are those of its image."
     if mask.shape != image.shape:
         raise DataError(path, f"shape {mask.shape}", f"the image's shape {image.shape}")
@@ -686,7 +687,7 @@ def _replace_scribbles(frames: dict[str, dict[str, Path]], scribbles: Path | str
 
 # %%
 #| export
-def _spacing_mm(scan: SpatialImage) -> tuple[float, float, float]:
+def _spacing_mm(scan: Nifti1Image) -> tuple[float, float, float]:
     "Voxel size (z,y,x) from a header."
     x, y, z = (float(mm) for mm in scan.header.get_zooms())
     return z, y, x
@@ -711,7 +712,8 @@ def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
             mask, mask_scan = read_nifti(files[kind])
             _check_same_grid(files[kind], mask_scan, scan, check_affine)
             masks[kind] = _as_mask(mask, files[kind], ignore)
-    return Case(*name.split("_"), image, _spacing_mm(scan), np.array(scan.affine), masks.get("scribble"),
+    patient, frame = name.split("_")
+    return Case(patient, frame, image, _spacing_mm(scan), np.array(scan.affine), masks.get("scribble"),
                 masks.get("gt"), str(files["image"]))
 
 
@@ -853,7 +855,8 @@ def _h5_case(patient: str, frame: str, parts: dict[int, Path], spacing_mm: tuple
         if key in arrays:
             arrays[key] = _as_mask(arrays[key], f"{path}: {key}", ignore)
     image = arrays.pop("image").astype(np.float32, copy=False)
-    return Case(patient, frame, image, spacing_mm, source=str(path), **arrays)
+    return Case(patient, frame, image, spacing_mm, scribble=arrays.get("scribble"), label=arrays.get("label"),
+                source=str(path))
 
 
 # %% [markdown]
@@ -884,7 +887,8 @@ def _spacing_of(name: str, table: Any, spacing: Path | str | None) -> tuple[floa
         return _spacing_mm(read_nifti(entry)[1])
     if not (isinstance(entry, list) and len(entry) == 3):
         raise DataError(f"{spacing}: {name}", entry, "[x,y,z] in mm, or a NIfTI file of that name")
-    return tuple(float(mm) for mm in reversed(entry))
+    z, y, x = (float(mm) for mm in reversed(entry))
+    return z, y, x
 
 
 # %%

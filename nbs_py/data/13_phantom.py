@@ -372,6 +372,9 @@ def _draw_body(rng: np.random.Generator, contrast: float = 1.0) -> _Body:
 
 # %%
 #| export
+_YX = tuple[np.ndarray, np.ndarray]  # of a slice's pixels in mm, each [H,W]
+
+
 def _paint_body(body: _Body, t: float, y: np.ndarray, x: np.ndarray, edge_mm: float) -> np.ndarray:
     "[H,W] float64, intensities at a level without the heart; (y,x) in mm from its axis, `edge_mm`: a pixel's size."
     image = np.full(y.shape, 0.02)  # air
@@ -387,7 +390,7 @@ def _paint_body(body: _Body, t: float, y: np.ndarray, x: np.ndarray, edge_mm: fl
 
 # %%
 #| export
-def _paint_heart(image: np.ndarray, heart: _Heart, t: float, grid: tuple, shades: dict, edge_mm: float) -> None:
+def _paint_heart(image: np.ndarray, heart: _Heart, t: float, grid: _YX, shades: dict, edge_mm: float) -> None:
     "Blood, wall, papillary muscles and trabeculae over the surroundings; `grid`: (y,x), each [H,W], mm."
     angle, (blood, muscle) = np.arctan2(*grid), (shades["blood"], shades["muscle"])
     inside, outside, right = _heart_levels(heart, t, *grid)
@@ -413,7 +416,7 @@ def _papillary_levels(heart: _Heart, t: float, y: np.ndarray, x: np.ndarray) -> 
         yield blob_level(y, x, tuple(centre), (1.5 * size, size), at, ((3, 0.15, 2 * bend),))
 
 
-def _paint_atria(image: np.ndarray, heart: _Heart, grid: tuple, shades: dict, edge_mm: float) -> None:
+def _paint_atria(image: np.ndarray, heart: _Heart, grid: _YX, shades: dict, edge_mm: float) -> None:
     "What lies above the base; `grid`: (y,x), each [H,W], mm."
     for side, half in ((0.0, (0.9, 0.75)), (1.0, (0.7, 0.8))):
         centre = side * 1.5 * heart.cavity * np.array([np.sin(heart.rv_at), np.cos(heart.rv_at)])
@@ -431,7 +434,7 @@ def _paint_atria(image: np.ndarray, heart: _Heart, grid: tuple, shades: dict, ed
 
 # %%
 #| export
-def _acquire(image: np.ndarray, body: _Body, grid: tuple, rng: np.random.Generator, noise: float) -> np.ndarray:
+def _acquire(image: np.ndarray, body: _Body, grid: _YX, rng: np.random.Generator, noise: float) -> np.ndarray:
     "[H,W] ≥ 0: uneven tissue, blur, the coil's shading, the magnitude of two channels with noise of that σ (Rice)."
     texture = sum(share * 2 * np.sqrt(np.pi) * s * gaussian_filter(rng.normal(size=image.shape), s)
                   for s, share in ((1.2, 0.07), (4.0, 0.09)))
@@ -494,7 +497,7 @@ _LEVEL_MM = 65.0  # a heart's usual length, by which the surroundings change fro
 _BREATH_MM = 1.3  # standard deviation of the shift from slice to slice: each is taken in a breath-hold of its own
 
 
-def _slice_grid(patient: _Patient, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _slice_grid(patient: _Patient, rng: np.random.Generator) -> _YX:
     "(y,x) of a slice's pixels in mm from the left ventricle's axis, each [Y,X]; every slice is shifted a little."
     at = (np.arange(n) - (n - 1) / 2 for n in patient.shape[1:])
     shift = patient.axis_mm + np.clip(rng.normal(0, _BREATH_MM, 2), -3, 3)
@@ -504,7 +507,7 @@ def _slice_grid(patient: _Patient, rng: np.random.Generator) -> tuple[np.ndarray
 
 # %%
 #| export
-def _paint_slice(patient: _Patient, heart: _Heart, top_mm: float, grid: tuple) -> np.ndarray:
+def _paint_slice(patient: _Patient, heart: _Heart, top_mm: float, grid: _YX) -> np.ndarray:
     "[Y,X] tissue intensities of a slice at a distance from the first one: the mean of two planes inside it."
     pixel, shades = patient.spacing_mm[1], patient.body.shades
     body = _paint_body(patient.body, top_mm / _LEVEL_MM, *grid, pixel)
@@ -515,7 +518,7 @@ def _paint_slice(patient: _Patient, heart: _Heart, top_mm: float, grid: tuple) -
             _paint_atria(plane, heart, grid, shades, pixel)
         else:
             _paint_heart(plane, heart, t, grid, shades, pixel)
-    return sum(planes) / 2
+    return (planes[0] + planes[1]) / 2
 
 
 # %%

@@ -175,7 +175,8 @@ assert thin_naive(~dot[1:4, 1:4]).sum() == 4
 def _box(region: np.ndarray, wider: int = 0) -> tuple[slice, slice]:
     "The bounding box of a region, widened by some pixels; what would lie beyond the image is not part of it."
     ends = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
-    return tuple(slice(max(0, at[0] - wider), at[-1] + 1 + wider) if at.size else slice(0) for at in ends)
+    y, x = (slice(max(0, at[0] - wider), at[-1] + 1 + wider) if at.size else slice(0) for at in ends)
+    return y, x
 
 
 def skeleton(
@@ -486,7 +487,8 @@ def by_border(
     arc: tuple[float, float] = (0.07, 0.15),  # share of the contour that is drawn, uniform in this range
 ) -> dict[int, np.ndarray]:  # class id → [H,W] bool
     "Like ScribbleBench (Gotkowski et al., 2025): a curve through one part of each class, and an arc near its border."
-    _range("gap_px", gap_px, np.inf), _range("arc", arc, 1)
+    _range("gap_px", gap_px, np.inf)
+    _range("arc", arc, 1)
     lines = {}
     for class_id, region in label_slice.regions.items():
         part = _one_part(region, label_slice.rng)
@@ -508,7 +510,8 @@ def by_hand(
     wobble: float = 0.2,  # standard deviation of the hand from its course, share of the distance to the border
 ) -> dict[int, np.ndarray]:  # class id → [H,W] bool
     "Like ACDC's experts: spirals and middle lines, the background as one loop (`scribbles.simulate_scribble`)."
-    _range("drawn_share", drawn_share, 1), _at_least("wobble", wobble, 0)
+    _range("drawn_share", drawn_share, 1)
+    _at_least("wobble", wobble, 0)
     drawn = simulate_scribble(label_slice.label, label_slice.rng, classes=label_slice.classes,
                               ignore=label_slice.ignore, drawn_share=drawn_share, wobble=wobble)
     return {class_id: drawn == class_id for class_id in label_slice.regions}

@@ -40,7 +40,7 @@ from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset as Header
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder  # type: ignore[attr-defined]  # its documented place, not in __all__
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from attenscribble.basics.errors import DataError, one_of
@@ -96,7 +96,7 @@ def write_slice(
 
 # %%
 #| export
-def _new_header(pixels: np.ndarray, fields: Mapping[str, object]) -> Header:
+def _new_header(pixels: np.ndarray, fields: dict[str, object]) -> Header:
     "A header with pixels and these fields, those of value None left out."
     header = Header()
     header.file_meta = FileMetaDataset()
@@ -226,6 +226,7 @@ print(f"liver: {liver_ml * DISTANCE_MM:.0f} ml, with the thickness {liver_ml * d
 # %%
 #| export
 _File = Path | zipfile.Path  # a file or folder, on disk or inside a zip
+_Spacing = tuple[float, float, float]  # (z,y,x) in mm
 _BROKEN = (OSError, EOFError, AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
            InvalidDicomError, UnidentifiedImageError, zipfile.BadZipFile, zlib.error)
 _NEEDED = (*_PLACE, "Rows", "Columns", "PixelData")
@@ -326,7 +327,7 @@ def _files(folder: _File, ending: str) -> dict[str, _File]:
 
 # %%
 #| export
-def _geometry(folder: _File, headers: Mapping[str, Header]) -> tuple[tuple[str, ...], np.ndarray, tuple[float, ...]]:
+def _geometry(folder: _File, headers: Mapping[str, Header]) -> tuple[tuple[str, ...], np.ndarray, _Spacing]:
     "Names in the order of the slices, affine, and spacing (z,y,x) in mm. Raises DataError unless they form a stack."
     _check_one_series(folder, headers)
     first = next(iter(headers.values()))
@@ -693,7 +694,8 @@ def _hand(scribbles: str | Callable, seed: int, options: dict) -> Callable[[np.n
         if options:
             raise TypeError(f"chaos: found the options {', '.join(options)}, expected none without a simulated hand")
         return scribbles if callable(scribbles) else None
-    draw = partial(simulate, how=scribbles, classes=len(CHAOS_CLASSES), ignore=CHAOS_IGNORE, seed=seed, **options)
+    draw: Callable[..., np.ndarray] = partial(
+        simulate, how=scribbles, classes=len(CHAOS_CLASSES), ignore=CHAOS_IGNORE, seed=seed, **options)
     draw(_TRIAL, case="trial")
     return lambda label, name: draw(label, case=name)
 

@@ -31,13 +31,13 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 # %%
 #| export
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
+from nibabel.nifti1 import Nifti1Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from attenscribble.basics.errors import DataError
@@ -288,11 +288,12 @@ def _named_values(named: Mapping[str, Any], background: int | None, where: objec
 def _not_drawn(named: Mapping[str, int], drawn: Counter[int | float], ignore: int | None, where: object) -> int:
     "The value of a voxel that is not drawn. Raises DataError where the most frequent one could be a class."
     if ignore is None and drawn:
-        ignore = drawn.most_common(1)[0][0]
-        if ignore not in (0, 255) or ignore in named.values():
-            share, name = drawn[ignore] / drawn.total(), next((n for n, v in named.items() if v == ignore), "no name")
-            raise DataError(where, f"the value {ignore:g} ({name}) in {share:.1%} of the scribbles' voxels",
-                            f'to be told the value that is not drawn: "ignore": {ignore:g} if it is this one')
+        most = drawn.most_common(1)[0][0]
+        if most not in (0, 255) or most in named.values():
+            share, name = drawn[most] / drawn.total(), next((n for n, v in named.items() if v == most), "no name")
+            raise DataError(where, f"the value {most:g} ({name}) in {share:.1%} of the scribbles' voxels",
+                            f'to be told the value that is not drawn: "ignore": {most:g} if it is this one')
+        ignore = int(most)
     return IGNORE if ignore is None else int(ignore)
 
 
@@ -424,7 +425,7 @@ def _read_modalities(
         grid = grid or Grid.of(scan, axis)
         place = matching_grid(path, scan, grid, check_affine)
         parts.append(np.ascontiguousarray(place.take(scale_file(path, volume, clip, robust).T)))
-    return parts[0] if len(parts) == 1 else np.stack(parts, 1), grid
+    return parts[0] if len(parts) == 1 else np.stack(parts, 1), cast(Grid, grid)  # every scan has a file
 
 
 # %%
@@ -446,7 +447,7 @@ def scale_file(
 #| export
 def matching_grid(
     path: Path,  # for messages
-    scan: SpatialImage,  # a mask, or another modality
+    scan: Nifti1Image,  # a mask, or another modality
     grid: Grid,  # of the image
     check_affine: bool = True,  # refuse a header that places the voxels elsewhere
 ) -> Grid:  # with which to take the file's voxels
@@ -537,7 +538,8 @@ def list_nifti(
     root: Path | str,  # with images/, scribbles/, labels/, or flat
 ) -> dict[str, dict[str, Path]]:  # "image", "scribble", "label" → name without endings → file
     "The NIfTI files of a folder by kind. Raises DataError for none, two of one name, and a mask of unknown kind."
-    root, found = Path(root), {kind: {} for kind in _KINDS}
+    root = Path(root)
+    found: dict[str, dict[str, Path]] = {kind: {} for kind in _KINDS}
     for path, folder_kind in _nifti_files(root):
         kind, name = _kind_and_name(path, folder_kind)
         if name in found[kind]:
@@ -565,7 +567,7 @@ def _nifti_files(root: Path) -> Iterator[tuple[Path, str]]:
 #| export
 def _kind_and_name(path: Path, folder_kind: str) -> tuple[str, str]:
     "What a file is, by its folder or by the end of its name, and its name without endings."
-    name, end = _NIFTI.fullmatch(path.name).groups()
+    name, end = cast(re.Match[str], _NIFTI.fullmatch(path.name)).groups()  # only such names come here
     if folder_kind != "image":
         return folder_kind, name
     if end in ("seg", "segmentation", "mask"):
@@ -614,8 +616,8 @@ def _scan_and_modality(
     parts = {name: _CHANNEL.fullmatch(name) for name in images}
     counted = all(parts.values()) and not set(images) & set(masks)
     if channels == 1:  # else these digits number scans
-        counted = counted and all(match[2] == "0000" for match in parts.values())
-    return {name: (match[1], int(match[2])) if counted else (name, 0) for name, match in parts.items()}
+        counted = counted and all(match and match[2] == "0000" for match in parts.values())
+    return {name: (match[1], int(match[2])) if counted and match else (name, 0) for name, match in parts.items()}
 
 
 # %%
@@ -791,7 +793,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 # %%
 #| export
-def _options(root: Path, content: Mapping[str, Any], options: Mapping[str, Any]) -> FolderOptions:
+def _options(root: Path, content: Mapping[str, Any], options: dict[str, Any]) -> FolderOptions:
     "The options of dataset.json and those given, which win. Raises DataError naming a wrong one."
     known = FolderOptions.model_fields
     for name in content.keys() - known.keys() - {"labels", "channel_names", "name"}:
@@ -918,7 +920,8 @@ def patients_of(
     opened: Folder,  # of `open_folder`
 ) -> dict[str, list[str]]:  # patient → names of scans
     "The patients of a folder. Raises DataError for a name in which the option `patient` finds none."
-    pattern, found = opened.options.patient, {}
+    pattern = opened.options.patient
+    found: dict[str, list[str]] = {}
     for name in opened.scans:
         match = re.match(pattern, name) if pattern else None
         patient = match[0] if match else "" if pattern else name
@@ -980,9 +983,9 @@ def _read_case(files: ScanFiles, labels: Labels, patient: str, frame: str, readi
         if path:
             volume, scan = read_nifti(path, flat=True)
             ids = labels.read(volume, path, dense=kind == "label")
-            place = matching_grid(path, scan, case.grid, reading["check_affine"])
+            place = matching_grid(path, scan, cast(Grid, case.grid), reading["check_affine"])
             masks[kind] = np.ascontiguousarray(place.take(ids.T))
-    return replace(case, **masks)
+    return replace(case, scribble=masks.get("scribble"), label=masks.get("label"))
 
 
 # %% [markdown]

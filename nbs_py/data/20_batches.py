@@ -577,7 +577,8 @@ class SliceStore(_Slices):
         super().__init__(flat, channels, ignore, torch.device(device))
         self.classes, self.target = classes, target
         self.single_class, self._fill = _describe(flat.present, classes, ignore, self.device)
-        self._pseudo, self._pseudo_fill = None, self._fill
+        self._pseudo: Tensor | None = None
+        self._pseudo_fill = self._fill
 
     def set_pseudo(
         self,

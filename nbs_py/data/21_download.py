@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # %%
 #| export
@@ -427,7 +428,7 @@ DOWNLOADS = {
 def download(
     name: str,  # one of `DOWNLOADS`
     to: Path | str | None = None,  # data folder; None: the user's, in which `find_dataset` looks
-    **options: object,  # of `fetch`
+    **options: Any,  # of `fetch`
 ) -> Path:  # the file, or the folder of its content
     """Get a dataset by its name, verified. What is there already is not fetched again.
 

@@ -39,8 +39,9 @@ from scipy.stats import kendalltau
 #| export
 from attenscribble.basics.errors import DataError, one_of
 from attenscribble.basics.files import write_atomic
+from attenscribble.basics.notebook import notebook_settings
 from attenscribble.method.objective import METHODS
-from attenscribble.runs.config import PLACES, current_names, default_settings, notebook_settings
+from attenscribble.runs.config import PLACES, current_names, default_settings
 from attenscribble.runs.metrics import METRICS, POLICIES, mean_std, summarise
 
 # %%
@@ -384,7 +385,7 @@ def _checked_summary(result: Mapping[str, Any], policy: str, classes: list[str])
 #| export
 def _line(summaries: list[pd.DataFrame], paper: pd.DataFrame | None, classes: list[str]) -> pd.Series:
     "A row of the frame: seeds averaged, the paper's numbers, the difference."
-    cells = {}
+    cells: dict[tuple[str, str, str], float] = {}
     for metric in METRICS:
         for name in classes:
             ours = [np.mean([summary.loc[name, f"{metric}_{stat}"] for summary in summaries]) if summaries else np.nan
@@ -784,8 +785,8 @@ def notebook_parameters(
     given = notebook_settings(namespace)
     for name, value in given.items():
         one_of("parameter", name, choices)
-        if choices[name] is not None:
-            one_of(name, value, choices[name])
+        if (allowed := choices[name]) is not None:
+            one_of(name, value, allowed)
     return given
 
 

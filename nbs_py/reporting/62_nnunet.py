@@ -25,9 +25,10 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from nibabel import Nifti1Image
 
 # %%
 #| export
@@ -176,7 +177,8 @@ def _free_place(folder: Path, number: int, name: str) -> Path:
 #| export
 def _write_fold(new: Path, dataset: Dataset, fold: int, target: str, content: dict[str, Any]) -> None:
     "Images and masks of both sides of a fold, the description and the inner folds."
-    (train, test), seen, cases = dataset.split(fold), set(), {}
+    (train, test), seen = dataset.split(fold), set[int]()
+    cases: dict[str, list[str]] = {}
     for case in dataset.cases(train):
         cases.setdefault(case.patient, []).append(case.name)
         _write_images(case, new / "imagesTr")
@@ -409,7 +411,7 @@ def read_predictions(
 def _read_prediction(path: Path, case: Case, classes: int) -> np.ndarray:
     "One mask, in the book's order."
     volume, scan = read_nifti(path, flat=True)
-    expected = as_picture(np.zeros(case.shape, np.uint8), case)
+    expected = cast(Nifti1Image, as_picture(np.zeros(case.shape, np.uint8), case))
     expected = type(expected).from_bytes(expected.to_bytes())  # as a reader of it would see the grid
     if len(expected.shape) == len(scan.shape):
         _check_same_grid(path, scan, expected, True)

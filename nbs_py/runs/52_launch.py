@@ -21,12 +21,14 @@
 # %%
 #| export
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psutil
 import torch
@@ -106,15 +108,16 @@ class _DistributedNorm(torch.autograd.Function):
     "Normalise by mean and variance over all processes; the gradient passes through both."
 
     @staticmethod
-    def forward(ctx, values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         ctx.eps, (mean, variance, total) = eps, _batch_statistics(values, weight, bias, eps)
         ctx.save_for_backward(values, weight, mean, variance, total)
         ctx.mark_non_differentiable(mean, variance, total)
         return torch.native_batch_norm(values, weight, bias, mean, variance, False, 0.0, eps)[0], mean, variance, total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None]:
-        return *_batch_norm_gradients(gradient, *ctx.saved_tensors, ctx.eps), None
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None]:
+        values, weight, mean, variance, total = ctx.saved_tensors
+        return *_batch_norm_gradients(gradient, values, weight, mean, variance, total, ctx.eps), None
 
 
 # %%
@@ -139,9 +142,12 @@ class DistributedBatchNorm(nn.BatchNorm2d):
 @torch.no_grad()
 def _update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     "Move a layer's running statistics by its momentum, as PyTorch does; the variance is the unbiased one."
+    if norm.num_batches_tracked is None or norm.running_mean is None or norm.running_var is None:
+        return  # a layer that keeps none
     norm.num_batches_tracked += 1
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance, norm.momentum)
+    share = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum  # None: mean of all batches
+    norm.running_mean.lerp_(mean, share)
+    norm.running_var.lerp_(variance, share)
 
 
 # %%
@@ -226,27 +232,38 @@ def launch(
 
     Each gets an equal part of the processor's cores, unless OMP_NUM_THREADS says otherwise. Raises RuntimeError with
     the first traceback when one fails. When the iterator is closed or interrupted, all of them are ended."""
-    process, last = _torchrun(count, code, arguments), deque(maxlen=200)
+    process = _torchrun(count, code, arguments)
+    last: deque[str] = deque(maxlen=10)
+    held: list[str] = []
     try:
-        for line in process.stdout:
-            last.append(line)
-            yield line.rstrip("\n")
+        for line in process.stdout or ():
+            if held or _TRACEBACK in line:  # it becomes the error, and is not shown twice
+                held.append(line)
+            else:
+                last.append(line)
+                yield line.rstrip("\n")
         if process.wait():
-            raise RuntimeError(f"one of {count} processes failed:\n{_first_traceback(last)}")
+            raise RuntimeError(f"one of {count} processes failed:\n{_first_traceback([*last, *held])}")
+        yield from (line.rstrip("\n") for line in held)  # somebody only printed it
     finally:
         _end(process)
 
 
 # %%
 #| export
+_TRACEBACK = "Traceback (most recent call last)"
+
+
 def _first_traceback(lines: Sequence[str]) -> str:
-    "The first traceback among some lines, else the last ten."
-    lines = list(lines)
-    start = next((i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line), None)
+    "The first traceback among some lines, else the last ten. In a group PyTorch begins each line with [rank0]: or so."
+    start = next((i for i, line in enumerate(lines) if _TRACEBACK in line), None)
     if start is None:
         return "".join(lines[-10:])
-    stop = next((i for i, line in enumerate(lines) if i > start and not line.startswith(" ")), len(lines))
-    return "".join(lines[start:stop + 1])
+    found = re.match(r"\[rank\d+\]: ", lines[start])
+    rank = found[0] if found else ""
+    lines = [line.removeprefix(rank) for line in lines[start:] if line.startswith(rank)]
+    stop = next((i for i, line in enumerate(lines) if i and not line.startswith(" ")), len(lines))
+    return "".join(lines[:stop + 1])
 
 
 # %%

@@ -246,7 +246,7 @@ def start_training(
     model = build_network(method, setup.dataset.channels, setup.dataset.classes, config)
     if weights is not None:
         model.load_state_dict(weights)
-    model = model.to(setup.device, memory_format=torch.channels_last)
+    model = model.to(setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     if world_size() > 1:
         model = synchronise_batch_norm(model)
     teacher = method.teacher(model, setup.objective.options) if method.teacher else None
@@ -422,7 +422,7 @@ def continue_training(
                 state.pseudo.refresh(state.model, step, setup.precision)
             terms = _optimise(state, step_of, store, step, index)
             if state.teacher is not None:
-                state.teacher.follow(state.model, step)
+                state.teacher.follow(state.model, step)  # type: ignore[operator]  # a teacher's method
             state.step, last = step + 1, step + 1 == config.iterations
             if last or state.step % config.log_every == 0:
                 state.seconds = time.perf_counter() - clock
@@ -697,7 +697,9 @@ class LiveCurves:
         self,
         every_s: float = 20.0,  # least seconds between two drawings
     ) -> None:
-        self.every_s, self.drawn_at, self.handle, self.figure = every_s, 0.0, None, None
+        self.every_s, self.drawn_at = every_s, 0.0
+        self.handle: Any = None
+        self.figure: Figure | None = None
 
     def __call__(self, state: Training) -> None:
         from IPython.display import display

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -234,7 +234,7 @@ def predict_volume(
     modes back. Raises TypeError for an integer image, ValueError for a wrong shape of image or logits,
     FloatingPointError if the logits hold NaN."""
     slices, home = _as_slices(image), next(model.parameters(), torch.empty(0))
-    shape, device = tuple(slices.shape[-2:]), torch.device(home.device if device is None else device)
+    shape, device = (slices.shape[-2], slices.shape[-1]), torch.device(home.device if device is None else device)
     masks, shares = [], []
     with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
         for batch in slices.split(batch_size):
@@ -253,7 +253,7 @@ def _mean_over_flips(model: nn.Module, image: Tensor) -> Tensor:
     "Mean probabilities over a batch and its mirror images, each turned back."
     mirrors = ((), (2,), (3,), (2, 3))
     answers = (_checked(model(image.flip(axes)), image).float().softmax(1).flip(axes) for axes in mirrors)
-    return sum(answers) / len(mirrors)
+    return cast(Tensor, sum(answers)) / len(mirrors)
 
 
 # %%
@@ -462,7 +462,7 @@ def load_mask(
 ) -> np.ndarray:  # [Z,Y,X] uint8 class ids
     "Read a mask back onto its case. Raises DataError for a missing or broken file, another shape, a value unknown."
     try:
-        stored = np.asarray(nib.load(path).dataobj)
+        stored = np.asarray(cast(SpatialImage, nib.load(path)).dataobj)
     except (OSError, EOFError, ImageFileError) as error:
         raise DataError(path, f"no readable mask ({type(error).__name__})", "the file that the run wrote") from None
     expected = case.grid.shape if case.grid else case.shape[::-1]
@@ -615,7 +615,7 @@ def load_network(
     model = build_network(method_named(config.method), facts.get("channels", 1), classes or len(facts["class_names"]),
                           config)
     model.load_state_dict(content["best"]["model"] if content["best"] else content["model"])
-    model = model.to(target, memory_format=torch.channels_last).eval()
+    model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
     return TrainedNetwork(model, config, facts, choose_precision(config.precision, target))
 
 
@@ -678,12 +678,11 @@ def _segment_file(network: TrainedNetwork, case: Case, files: dict[str, Path], *
     "Write the mask of a scan, and its maps where they are asked for."
     maps = "probabilities" in files or "uncertainty" in files
     found = network.segment(case.image, probabilities=maps, **options)
-    mask, probs = found if maps else (found, None)
     if "probabilities" in files:
-        save_volume(probs, case, files["probabilities"])
+        save_volume(found[1], case, files["probabilities"])
     if "uncertainty" in files:
-        save_volume(normalised_entropy(probs), case, files["uncertainty"])
-    save_mask(mask, case, files["mask"], network.facts["values"])
+        save_volume(normalised_entropy(found[1]), case, files["uncertainty"])
+    save_mask(found[0] if maps else found, case, files["mask"], network.facts["values"])
 
 
 # %%
@@ -730,7 +729,7 @@ def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, 
             raise DataError(path, "a file that is there already", "a new name, or --overwrite")
     for path in (path for images in scans.values() for path in images):
         try:
-            usable = len(three_axes(nib.load(path).shape)) == 3
+            usable = len(three_axes(cast(SpatialImage, nib.load(path)).shape)) == 3
         except (OSError, EOFError, ValueError, ImageFileError):
             usable = False
         if not usable:

@@ -260,7 +260,7 @@ def _surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: n
 def hd95(
     prediction: np.ndarray,  # [Y,X] or [Z,Y,X] bool, not empty
     reference: np.ndarray,  # same shape, bool, not empty
-    spacing_mm: Sequence[float],  # one positive number per axis, in the order of the axes: (z,y,x)
+    spacing_mm: Sequence[float] | np.ndarray,  # one positive number per axis, in the order of the axes: (z,y,x)
 ) -> float:  # mm
     """95 % Hausdorff distance: the 95th percentile of all surface distances, both directions pooled.
 
@@ -282,7 +282,7 @@ def _check_not_empty(prediction: np.ndarray, reference: np.ndarray) -> None:
             raise ValueError(f"{name}: found an empty mask, expected at least one voxel: HD95 is undefined")
 
 
-def _checked_spacing(spacing_mm: Sequence[float], axes: int) -> np.ndarray:
+def _checked_spacing(spacing_mm: Sequence[float] | np.ndarray, axes: int) -> np.ndarray:
     "The spacing as float64; raise ValueError unless it is a positive number per axis."
     spacing = np.asarray(spacing_mm, dtype=float)
     if spacing.shape != (axes,) or not (np.isfinite(spacing) & (spacing > 0)).all():
@@ -478,7 +478,7 @@ def _score(ours: np.ndarray, theirs: np.ndarray, spacing: np.ndarray | None,
 #| export
 def diagonal_mm(
     shape: Sequence[int],  # voxels per axis
-    spacing_mm: Sequence[float],  # mm per axis
+    spacing_mm: Sequence[float] | np.ndarray,  # mm per axis
 ) -> float:  # mm
     "From one outer corner of an image to the opposite one: no surface distance in it is larger."
     return float(np.linalg.norm(np.multiply(shape, spacing_mm)))

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # %%
 #| export
@@ -50,7 +50,7 @@ from attenscribble.basics.native import native
 from attenscribble.data.batches import resize_image
 from attenscribble.data.scans import Case, Dataset
 from attenscribble.method.objective import attention_of
-from attenscribble.method.ssa import attention_maps, plot_attention
+from attenscribble.method.ssa import SpatialSelfAttention, attention_maps, plot_attention
 from attenscribble.runs.config import Config
 from attenscribble.runs.inference import TrainedNetwork, save_mask
 from attenscribble.runs.launch import process_group
@@ -240,6 +240,15 @@ def segment_fold(
 
 # %%
 #| export
+def _truth(case: Case) -> np.ndarray:
+    "The label of a case that is scored. Raises DataError for one without."
+    if case.label is None:
+        raise DataError(f"{case.name}: label", "none", "a dense label, to be scored against")
+    return case.label
+
+
+# %%
+#| export
 def score(
     mask: np.ndarray,  # [Z,Y,X] uint8 class ids
     case: Case,  # with its label
@@ -247,7 +256,7 @@ def score(
     config: Config,  # hd95
 ) -> list[dict[str, Any]]:  # of `score_case`
     "Rows of one case under all policies, a lone slice in 2D; NaN becomes None, which JSON can hold."
-    label, spacing_mm = case.label, case.spacing_mm
+    label, spacing_mm = _truth(case), cast(Sequence[float] | None, case.spacing_mm)
     if len(mask) == 1:  # in 3D every pixel of a lone slice would be surface
         mask, label, spacing_mm = mask[0], label[0], spacing_mm and spacing_mm[1:]
     rows = score_case(mask, label, spacing_mm, dataset.class_names, policy=POLICIES, case=case.name,
@@ -359,7 +368,7 @@ def median_case(
     case = next((case for case in dataset.cases(dataset.split(fold)[1]) if case.name == name), None)
     if case is None:
         raise DataError(f"{dataset.name}: fold {fold}", f"no test volume {name}", "the volumes that were scored")
-    return case, _middle_slice(case.label)
+    return case, _middle_slice(_truth(case))
 
 
 # %%
@@ -412,8 +421,8 @@ def _draw_prediction(axes: np.ndarray, outcome: Outcome, case: Case, z: int) -> 
         return
     rows = pd.DataFrame(outcome.result["cases"])
     dsc = rows[(rows["case"] == case.name) & (rows["policy"] == POLICIES[0])]["dsc"].mean()
-    draw(axes[0], image, label=mask, outline=case.label[z], title=f"{title}: DSC {dsc:.2f}, true outline")
-    draw(axes[1], image, label=case.label[z], title="truth")
+    draw(axes[0], image, label=mask, outline=_truth(case)[z], title=f"{title}: DSC {dsc:.2f}, true outline")
+    draw(axes[1], image, label=_truth(case)[z], title="truth")
 
 
 # %% [markdown]
@@ -432,23 +441,25 @@ def plot_attention_rows(
     case, z = shown_case(outcome)
     device, size = next(outcome.model.parameters()).device, outcome.config.size
     shown = resize_image(torch.as_tensor(case.image[z], device=device), size).view(1, -1, size, size)
-    rows, grid = _attention_in(outcome, shown)
+    rows, grid = _attention_in(outcome, attention, shown)
     label = (outcome.masks[case.name] if case.label is None else case.label)[z]  # without truth: what it predicts
     figure, axes = panels(1 + outcome.dataset.classes)
-    draw(axes[0], shown[0, 0].cpu(), title=f"{case.name}, slice {z}")
+    draw(axes[0], shown[0, 0].numpy(force=True), title=f"{case.name}, slice {z}")
     _draw_attention(figure, axes, rows, grid, label, outcome.dataset.class_names)
     return figure
 
 
 # %%
 #| export
-def _attention_in(outcome: Outcome, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def _attention_in(
+    outcome: Outcome, attention: SpatialSelfAttention, image: Tensor
+) -> tuple[Tensor, tuple[int, int]]:
     "[hw,hw] attention of one image, mean over heads, in multiples of an even spread; the grid."
-    attention = attention_of(outcome.model)
     outcome.model(image)
-    query, (h, w) = attention.query.float(), attention.grid
+    query, key = cast(Tensor, attention.query).float(), cast(Tensor, attention.key).float()
+    h, w = cast(tuple[int, int], attention.grid)
     scale = query.shape[-1] ** -0.5 if outcome.config.asl_logit_scale == "sqrt_dk" else 1.0
-    return attention_maps(query, attention.key.float(), scale)[0].mean(0) * h * w, (h, w)
+    return attention_maps(query, key, scale)[0].mean(0) * h * w, (h, w)
 
 
 # %%
