@@ -103,6 +103,13 @@ def test_style():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif("{}.{}".format(*sys.version_info) != CONDA_PYTHON,
+                    reason="other Pythons have other versions of the libraries, and those other types")
+def test_types():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_commands_in_the_prose_are_make_targets():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name in ("README.md", "CONTRIBUTING.md"):

@@ -43,7 +43,8 @@ def test_the_example_goes_from_a_folder_to_masks(root, tmp_path, monkeypatch, ca
         name = f"{case.patient}_{case.frame}.nii.gz"
         save_volume(case.image, case, tmp_path / "my-scans/images" / name)
         save_mask(case.scribble, case, tmp_path / "my-scans/scribbles" / name)
-    write_json({"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3}, "ignore": 4}, tmp_path / "my-scans/dataset.json")
+    meaning = {"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3}, "ignore": 4}
+    write_json(meaning, tmp_path / "my-scans/dataset.json")
     save_volume(case.image, case, tmp_path / "new-scans/new.nii.gz")
     train = attenscribble.train
     monkeypatch.setattr(attenscribble, "train", lambda source: train(source, iterations=2, size=48, batch=4))

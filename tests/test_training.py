@@ -101,7 +101,8 @@ def test_a_training_begins_with_the_weights_it_is_given(hearts):
     for network in (state.model, state.teacher.network):
         assert all(torch.equal(weight, given[name]) for name, weight in network.state_dict().items())
     with pytest.raises(RuntimeError, match=r"(?s)UNet2d.*head\.weight"):
-        train(resolve(tiny(method="pce"), hearts), weights={name: w for name, w in given.items() if name != "head.weight"})
+        train(resolve(tiny(method="pce"), hearts),
+              weights={name: w for name, w in given.items() if name != "head.weight"})
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -57,14 +57,13 @@ def canvas_grid(
     affine[:3, 3] = -mm * (shape - 1) / 2  # NiiVue zooms towards 0 mm
     return Grid.of(nib.Nifti1Image(np.zeros(shape, np.uint8), affine), plane)
 
-# %% ../../nbs/annotation/71_annotator.ipynb #3dacb62c
+# %% ../../nbs/annotation/71_annotator.ipynb #b82143eb
 def to_canvas(
     volume: np.ndarray,  # [Z,Y,X] uint8
     grid: Grid,  # of `canvas_grid`
 ) -> nib.Nifti1Image:  # on that grid, the frame 0
     "A volume as a file that NiiVue shows."
-    picture = grid.picture(np.pad(volume, ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME))))
-    return cast(nib.Nifti1Image, picture)
+    return grid.picture(np.pad(volume, ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME))))
 
 # %% ../../nbs/annotation/71_annotator.ipynb #2aa30067
 def canvas_bytes(

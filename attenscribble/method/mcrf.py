@@ -276,18 +276,18 @@ def _walk_in_c(
         torch.get_num_threads())
     return energy.sum(1).float(), gradient
 
-# %% ../../nbs/method/32_mcrf.ipynb #6a8d5780
+# %% ../../nbs/method/32_mcrf.ipynb #c9beffc5
 class _PairEnergy(torch.autograd.Function):
     "Σ_p Σ_q s(p,q)·(1 − Σ_c P_p P_q) of each image, [N]; its gradient in `probs` is found on the way."
 
     @staticmethod
-    def forward(ctx, *arguments: Any) -> Tensor:  # those of `_walk`
+    def forward(ctx: Any, *arguments: Any) -> Tensor:  # those of `_walk`
         energy, gradient = _walk_in_c(*arguments) or _walk(*arguments)
         ctx.save_for_backward(gradient)
         return energy
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # what is saved has no graph: a second derivative would silently be 0
             raise RuntimeError("masked_crf_loss: found create_graph=True, expected one derivative, no second")
         return ctx.saved_tensors[0] * upstream.view(-1, 1, 1, 1), None, None, None, None
@@ -327,7 +327,7 @@ def _check(probs: Tensor, image: Tensor, unlabelled: Tensor, denominator: str) -
     if denominator not in ("image", "batch"):
         raise ValueError(f"denominator: found {denominator!r}, expected 'image' or 'batch'")
 
-# %% ../../nbs/method/32_mcrf.ipynb #68567458
+# %% ../../nbs/method/32_mcrf.ipynb #b0e0222d
 @batch_loss
 def masked_crf_loss(
     probs: Tensor,  # [N,C,H,W] float: class probabilities P, each pixel's sum to 1
@@ -351,8 +351,8 @@ def masked_crf_loss(
     `BatchMean` that a loss term returns. Under torch.compile, wrap the loss in `torch.compiler.disable`: a compiler
     would unroll the loop over the window.
     """
-    if unlabelled is None and probs.ndim == 4:
-        unlabelled = torch.ones_like(probs[:, :1], dtype=torch.bool)
+    if unlabelled is None:
+        unlabelled = torch.ones_like(probs[:, :1] if probs.ndim == 4 else probs, dtype=torch.bool)
     _check(probs, image, unlabelled, denominator)
     kernel = Affinity(radius, sigma_xy, sigma_i, mask_neighbours)
     with_gradient = probs.requires_grad and torch.is_grad_enabled()

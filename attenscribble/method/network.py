@@ -234,7 +234,7 @@ def field_width(
     "The side of the square that holds this share of a field."
     return 2 * field_square(field, share)[2]
 
-# %% ../../nbs/method/30_network.ipynb #d4f11916
+# %% ../../nbs/method/30_network.ipynb #95277265
 def plot_field(
     axis: "Axes",  # where to draw
     field: Tensor,  # [H,W] at least 0, not all 0
@@ -243,9 +243,10 @@ def plot_field(
 ) -> "AxesImage":  # for a colour bar
     "Draw a receptive field, relative to its strongest pixel, on a fixed logarithmic scale; black is no influence."
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
     colours, relative = plt.get_cmap("viridis").with_extremes(bad="black"), (field / field.max()).numpy(force=True)
     picture = axis.imshow(relative, cmap=colours, norm="log", vmin=1e-5, vmax=1, interpolation="nearest")
     row, column, half = field_square(field, share)
-    axis.add_patch(plt.Rectangle((column - half, row - half), 2 * half, 2 * half, fill=False, edgecolor="white"))
+    axis.add_patch(Rectangle((column - half, row - half), 2 * half, 2 * half, fill=False, edgecolor="white"))
     axis.set_title(title, fontsize=9)
     return picture

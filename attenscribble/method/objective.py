@@ -39,7 +39,7 @@ def attention_of(
         raise ValueError(f"network: found {len(found)} attention modules in {type(model).__name__}, expected no second")
     return found[0] if found else None
 
-# %% ../../nbs/method/36_objective.ipynb #050d29ab
+# %% ../../nbs/method/36_objective.ipynb #b6429c94
 @dataclass
 class LossContext:
     "What the loss terms may look at after one forward pass."
@@ -48,17 +48,24 @@ class LossContext:
     batch: Batch  # image, target, single_class, ignore, pseudo
     switches: MethodSwitches  # of the run
     model: nn.Module | None = None  # the network that made the logits; some keep more of this forward pass
-    teacher: nn.Module | None = None  # of a method that has one
+    teacher: Any = None  # an nn.Module, of a method that has one
     step: int = 0  # iterations done so far
     iterations: int = 1  # of the whole run
     precision: torch.dtype | None = None  # autocast type of forward passes; None: plain float32
-    options: Switches = field(default_factory=Switches)  # the method's own switches
+    options: Any = field(default_factory=Switches)  # the method's own switches
     notes: dict[str, BatchMean] = field(default_factory=dict)  # a term may add what is worth logging, detached
 
     def __post_init__(self) -> None:
         self.logits = self.logits.float()  # losses are summed in float32 also when the network runs in bfloat16
         self.probs = self.logits.softmax(1)
         self.unlabelled = (self.batch.target == self.batch.ignore)[:, None]  # [N,1,H,W]: Omega_U, margins included
+
+    @property
+    def guessed(self) -> Tensor:
+        "[N,H,W] int64, the guessed labels. Raises ValueError for a method without any."
+        if self.batch.pseudo is None:
+            raise ValueError("batch: found no guessed labels, expected them: a Method needs pseudo=… for this term")
+        return self.batch.pseudo
 
     @cached_property
     def attention(self) -> SpatialSelfAttention | None:
@@ -133,12 +140,12 @@ def mcrf_term(
         weight=switches.crf_kernel_weight, denominator=switches.crf_denominator,
         count_padding=switches.crf_count_padding)
 
-# %% ../../nbs/method/36_objective.ipynb #cb9c9f58
+# %% ../../nbs/method/36_objective.ipynb #b91e126f
 def attention_term(
     context: LossContext,  # of one batch, with a network that has attention; gets the notes
 ) -> BatchMean:  # of a float32 number
     "Attentive similarity loss (eq. 6). Raises ValueError where there is no attention, or where it has not run."
-    attention = _attention_that_ran(context)
+    attention: Any = _attention_that_ran(context)  # what it holds is there after a forward pass
     loss, notes = attentive_similarity_loss.of_batch(
         context.probs, attention.query, attention.key, attention.similarity.weight, attention.similarity.bias,
         grid=attention.grid, log_sum=attention.log_sum if context.switches.asl_logit_scale == "sqrt_dk" else None,
@@ -239,7 +246,7 @@ def _stage_after(layer: str) -> str:
         raise ValueError(f"ssa_layer: found {layer!r}, expected encoder.0, encoder.1, … with ssa_to_skip=False")
     return f"{stem}.{int(number) + 1}"
 
-# %% ../../nbs/method/36_objective.ipynb #97004318
+# %% ../../nbs/method/36_objective.ipynb #fad48727
 @dataclass(frozen=True)
 class Method:
     "One row of the tables."
@@ -252,7 +259,7 @@ class Method:
     network: Callable[[int, int, MethodSwitches], nn.Module] = unet  # of K, C and the switches
     settings: Mapping[str, Any] = field(default_factory=dict)  # of a run, in place of the defaults: {"lr": 0.03}
     options: type[Switches] = Switches  # its own switches; `method_NAME` among the settings of a run
-    teacher: Callable[[nn.Module, Switches], nn.Module] | None = None  # from the network; has follow(network, step)
+    teacher: Callable[[nn.Module, Any], nn.Module] | None = None  # from the network; has follow(network, step)
     pseudo: Callable[..., Any] | None = None  # (store, options, size) → guessed labels; `rivals.pseudo.PseudoLabels`
 
 # %% ../../nbs/method/36_objective.ipynb #4f25ee2e

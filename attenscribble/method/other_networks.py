@@ -60,10 +60,10 @@ def layers_of(
             for part, shapes in seen.items() for _, d, h, w in shapes[-1:]
             if inner or not any(grids.get(parent) == (h, w) for parent in _parents(names[part]))]
 
-# %% ../../nbs/method/37_other_networks.ipynb #66bec0c0
+# %% ../../nbs/method/37_other_networks.ipynb #7a49e38e
 def _one_pass(model: nn.Module, image: Tensor, parts: Iterable[nn.Module]) -> dict[nn.Module, list[tuple[int, ...]]]:
     "The shapes [N,d,h,w] that parts of a network gave in one pass, by part, in the order in which they were done."
-    seen = {}
+    seen: dict[nn.Module, list[tuple[int, ...]]] = {}
 
     def listen(part: nn.Module, inputs: tuple, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:

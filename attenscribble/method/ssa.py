@@ -6,13 +6,13 @@
 __all__ = ['CHUNK', 'attention_maps', 'plot_attention', 'chunk_of', 'attend', 'row_log_sum', 'SpatialSelfAttention',
            'AttendedLayer', 'Attachment', 'attach']
 
-# %% ../../nbs/method/33_ssa.ipynb #fc3f5efc
+# %% ../../nbs/method/33_ssa.ipynb #506cb37a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +63,12 @@ def chunk_of(
     "How many numbers to hold at a time on a tensor's device."
     return CHUNK["cpu" if tensor.device.type == "cpu" else "gpu"]
 
-# %% ../../nbs/method/33_ssa.ipynb #d2f1bbd0
+# %% ../../nbs/method/33_ssa.ipynb #72918678
 class _Attend(torch.autograd.Function):
     "softmax(QKᵀ·scale)V and the log-sum-exp of each row, both with a gradient, from PyTorch's fused kernels."
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         attended, log_sum, *random_state = _kernel(query, key, value, scale)
         ctx.save_for_backward(query, key, value, attended, log_sum, *random_state)
@@ -77,7 +77,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, to_attended: Tensor | None, to_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, to_attended: Tensor | None, to_sum: Tensor | None) -> tuple[Tensor | None, ...]:
         return *_gradients(to_attended, to_sum, ctx.saved_tensors, ctx.scale), None
 
 # %% ../../nbs/method/33_ssa.ipynb #dc3f8e60
@@ -100,14 +100,14 @@ def _kernel_backward(arrays: tuple[Tensor, ...], *saved: Tensor, scale: float) -
     return aten._scaled_dot_product_efficient_attention_backward(
         slope, query, key, value, None, attended, *saved, 0.0, [True, True, True, False], False, scale=scale)[:3]
 
-# %% ../../nbs/method/33_ssa.ipynb #1be1f560
+# %% ../../nbs/method/33_ssa.ipynb #5c32932e
 def _gradients(
     to_attended: Tensor | None, to_sum: Tensor | None, saved: tuple[Tensor, ...], scale: float
 ) -> list[Tensor]:
     "The gradients of query, key and value from those of the result and of the log-sum-exp."
     query, key, value, attended, *rest = saved
     slope = torch.zeros_like(attended) if to_attended is None else _in_line(to_attended)
-    arrays = (slope, query, key, value, attended)
+    arrays: tuple[Tensor, ...] = (slope, query, key, value, attended)
     if to_sum is not None:
         arrays = _with_columns(arrays, to_sum)
     found = _kernel_backward(arrays, *rest, scale=scale)
@@ -288,7 +288,7 @@ def _head_sizes(
         raise ValueError(f"mlp_ratio: found {mlp_ratio!r}, expected a number above 0")
     return dim_query, dim_value
 
-# %% ../../nbs/method/33_ssa.ipynb #54e42f4b
+# %% ../../nbs/method/33_ssa.ipynb #899bd522
 def _layers(
     block: str, channels: int, heads: int, layers: int, dim_query: int | None, dim_value: int | None, mlp_ratio: float
 ) -> nn.ModuleList:
@@ -298,7 +298,7 @@ def _layers(
     make, made, width = _MixLayer if block == "prenorm_mixffn" else _PaperLayer, nn.ModuleList(), channels
     for _ in range(layers):
         made.append(make(width, heads, *sizes, mlp_ratio))
-        width = made[-1].width
+        width = cast(int, made[-1].width)
     return made
 
 # %% ../../nbs/method/33_ssa.ipynb #86272279
@@ -317,7 +317,7 @@ def _check_features(features: Tensor, channels: int) -> None:
     if features.ndim != 4 or features.shape[1] != channels:
         raise ValueError(f"features: found {list(features.shape)}, expected [N,{channels},h,w]")
 
-# %% ../../nbs/method/33_ssa.ipynb #dc7c26e9
+# %% ../../nbs/method/33_ssa.ipynb #cab35bfa
 class SpatialSelfAttention(nn.Module):
     """Spatial self-attention over a feature map (§2.3 of the paper).
 
@@ -338,10 +338,14 @@ class SpatialSelfAttention(nn.Module):
         super().__init__()
         self.channels, self.block = channels, block
         self.layers = _layers(block, channels, heads, layers, dim_query, dim_value, mlp_ratio)
-        self.last = nn.LayerNorm(channels) if block == "prenorm_mixffn" else nn.Linear(self.layers[-1].width, channels)
+        width = cast(int, self.layers[-1].width)
+        self.last = nn.LayerNorm(channels) if block == "prenorm_mixffn" else nn.Linear(width, channels)
         self.apply(_initialise)
         self.similarity = nn.Conv2d(layers * heads, 1, 1)
-        self.query = self.key = self.log_sum = self.grid = None
+        self.query: Tensor | None = None
+        self.key: Tensor | None = None
+        self.log_sum: Tensor | None = None
+        self.grid: tuple[int, int] | None = None
 
     def forward(
         self,
@@ -359,7 +363,7 @@ class SpatialSelfAttention(nn.Module):
         "What a copy or a pickle takes along: query and key belong to one forward pass, and their graph cannot go."
         return {**self.__dict__, "query": None, "key": None, "log_sum": None, "grid": None}
 
-# %% ../../nbs/method/33_ssa.ipynb #0dc79419
+# %% ../../nbs/method/33_ssa.ipynb #ef963ac9
 class AttendedLayer(nn.Module):
     "A layer of a network with spatial self-attention behind it, before it, or beside it."
 
@@ -378,8 +382,8 @@ class AttendedLayer(nn.Module):
 
     def forward(
         self,
-        *inputs,  # of the layer; the first one is attended with `where="input"`
-        **options,  # of the layer
+        *inputs: Any,  # of the layer; the first one is attended with `where="input"`
+        **options: Any,  # of the layer
     ) -> Tensor:  # what the layer returns, attended with `where="output"`
         if self.where == "output":
             return self._attend(self.layer(*inputs, **options))
@@ -434,7 +438,7 @@ def _width_of(layer: nn.Module, where: str) -> int | None:
               if isinstance(getattr(part, field, None), int)]
     return widths[0 if where == "input" else -1] if widths else None
 
-# %% ../../nbs/method/33_ssa.ipynb #288a2eab
+# %% ../../nbs/method/33_ssa.ipynb #3db2f653
 def attach(
     model: nn.Module,  # any network; changed in place
     layer_name: str,  # "encoder.2", as in `model.named_modules()`
@@ -442,7 +446,7 @@ def attach(
     *,
     where: str = "output",  # "output": all that read the layer get attended features; "input": the layer alone does
     separate: bool = False,  # features pass unchanged, query and key are computed beside them
-    **ssa,  # options of `SpatialSelfAttention`
+    **ssa: Any,  # options of `SpatialSelfAttention`
 ) -> Attachment:  # `detach()` takes the attention away again
     """Put spatial self-attention on a layer of a network.
 

@@ -118,16 +118,18 @@ class SoftSwitches(Switches):
     double_softmax: bool = Field(False, description="take the softmax of probabilities, as released")
     released: ClassVar[dict[str, Any]] = {"double_softmax": True}
 
-# %% ../../nbs/rivals/42_branches.ipynb #be9242ff
+# %% ../../nbs/rivals/42_branches.ipynb #48a82731
 def soft_label_term(
     context: LossContext,  # of a `DualBranchUNet`; its options are `SoftSwitches`
 ) -> BatchMean:  # of a loss ≥ 0
     "Cross-entropy of both branches with their mixture."
-    both = context.logits, second_logits(context)
-    probs = [logits.softmax(1) for logits in both]
-    target = mixed_probs(*probs, torch.rand(()).to(both[0].device))
-    losses = [F.cross_entropy(x, target, reduction="sum") for x in (probs if context.options.double_softmax else both)]
-    return ratio(sum(losses), 2 * target[:, 0].numel())
+    first, second = context.logits, second_logits(context)
+    probs = first.softmax(1), second.softmax(1)
+    target = mixed_probs(probs[0], probs[1], torch.rand(()).to(first.device))
+    if context.options.double_softmax:
+        first, second = probs
+    total = F.cross_entropy(first, target, reduction="sum") + F.cross_entropy(second, target, reduction="sum")
+    return ratio(total, 2 * target[:, 0].numel())
 
 # %% ../../nbs/rivals/42_branches.ipynb #24f3127b
 register(Method("dmsps", "DMSPS", "Han et al. 2024, Medical Image Analysis; first stage",

@@ -20,7 +20,7 @@ from ..method.objective import SEGMENTATION, LossContext, Method, Term, dense_lo
 from ..method.pce import partial_cross_entropy
 from ..method.switches import Switches
 
-# %% ../../nbs/rivals/41_teachers.ipynb #cc808d98
+# %% ../../nbs/rivals/41_teachers.ipynb #6a0faa40
 class Ema(nn.Module):
     "A teacher: the exponential moving average of a network in training (Tarvainen and Valpola 2017)."
 
@@ -53,8 +53,8 @@ class Ema(nn.Module):
         for ours, theirs in zip(self.network.parameters(), model.parameters(), strict=True):
             ours.lerp_(theirs, 1 - alpha)
         if self.buffers_follow:
-            for ours, theirs in zip(self.network.buffers(), model.buffers(), strict=True):
-                ours.copy_(theirs)
+            for mine, new in zip(self.network.buffers(), model.buffers(), strict=True):
+                mine.copy_(new)
 
 # %% ../../nbs/rivals/41_teachers.ipynb #9a3a7dd6
 def uncertainty(

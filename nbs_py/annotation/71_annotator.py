@@ -177,8 +177,7 @@ def to_canvas(
     grid: Grid,  # of `canvas_grid`
 ) -> nib.Nifti1Image:  # on that grid, the frame 0
     "A volume as a file that NiiVue shows."
-    picture = grid.picture(np.pad(volume, ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME))))
-    return cast(nib.Nifti1Image, picture)
+    return grid.picture(np.pad(volume, ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME))))
 
 
 # %%

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -219,7 +219,7 @@ class _Attend(torch.autograd.Function):
     "softmax(QKᵀ·scale)V and the log-sum-exp of each row, both with a gradient, from PyTorch's fused kernels."
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         attended, log_sum, *random_state = _kernel(query, key, value, scale)
         ctx.save_for_backward(query, key, value, attended, log_sum, *random_state)
@@ -228,7 +228,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, to_attended: Tensor | None, to_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, to_attended: Tensor | None, to_sum: Tensor | None) -> tuple[Tensor | None, ...]:
         return *_gradients(to_attended, to_sum, ctx.saved_tensors, ctx.scale), None
 
 
@@ -264,7 +264,7 @@ def _gradients(
     "The gradients of query, key and value from those of the result and of the log-sum-exp."
     query, key, value, attended, *rest = saved
     slope = torch.zeros_like(attended) if to_attended is None else _in_line(to_attended)
-    arrays = (slope, query, key, value, attended)
+    arrays: tuple[Tensor, ...] = (slope, query, key, value, attended)
     if to_sum is not None:
         arrays = _with_columns(arrays, to_sum)
     found = _kernel_backward(arrays, *rest, scale=scale)
@@ -523,7 +523,7 @@ def _layers(
     make, made, width = _MixLayer if block == "prenorm_mixffn" else _PaperLayer, nn.ModuleList(), channels
     for _ in range(layers):
         made.append(make(width, heads, *sizes, mlp_ratio))
-        width = made[-1].width
+        width = cast(int, made[-1].width)
     return made
 
 
@@ -574,10 +574,14 @@ class SpatialSelfAttention(nn.Module):
         super().__init__()
         self.channels, self.block = channels, block
         self.layers = _layers(block, channels, heads, layers, dim_query, dim_value, mlp_ratio)
-        self.last = nn.LayerNorm(channels) if block == "prenorm_mixffn" else nn.Linear(self.layers[-1].width, channels)
+        width = cast(int, self.layers[-1].width)
+        self.last = nn.LayerNorm(channels) if block == "prenorm_mixffn" else nn.Linear(width, channels)
         self.apply(_initialise)
         self.similarity = nn.Conv2d(layers * heads, 1, 1)
-        self.query = self.key = self.log_sum = self.grid = None
+        self.query: Tensor | None = None
+        self.key: Tensor | None = None
+        self.log_sum: Tensor | None = None
+        self.grid: tuple[int, int] | None = None
 
     def forward(
         self,
@@ -652,8 +656,8 @@ class AttendedLayer(nn.Module):
 
     def forward(
         self,
-        *inputs,  # of the layer; the first one is attended with `where="input"`
-        **options,  # of the layer
+        *inputs: Any,  # of the layer; the first one is attended with `where="input"`
+        **options: Any,  # of the layer
     ) -> Tensor:  # what the layer returns, attended with `where="output"`
         if self.where == "output":
             return self._attend(self.layer(*inputs, **options))
@@ -729,7 +733,7 @@ def attach(
     *,
     where: str = "output",  # "output": all that read the layer get attended features; "input": the layer alone does
     separate: bool = False,  # features pass unchanged, query and key are computed beside them
-    **ssa,  # options of `SpatialSelfAttention`
+    **ssa: Any,  # options of `SpatialSelfAttention`
 ) -> Attachment:  # `detach()` takes the attention away again
     """Put spatial self-attention on a layer of a network.
 

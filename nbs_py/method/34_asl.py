@@ -23,6 +23,7 @@
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -305,16 +306,17 @@ class _WindowProducts(torch.autograd.Function):
     "`_products` with a gradient."
 
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, window: _Window) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, window: _Window) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.window = window
         return _products(a, b, window)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(slope.device.type, enabled=False):
-            return *_product_slopes(slope, *ctx.saved_tensors, ctx.window), None
+            a, b = ctx.saved_tensors
+            return *_product_slopes(slope, a, b, ctx.window), None
 
 
 # %% [markdown]
@@ -381,8 +383,8 @@ def _grid_of(probs: Tensor, cells: int) -> tuple[int, int]:
 
 # %%
 #| export
-_RESIZE = {"bilinear": {"mode": "bilinear", "align_corners": False}, "area": {"mode": "area"},
-           "nearest": {"mode": "nearest"}}
+_RESIZE: dict[str, dict[str, Any]] = {
+    "bilinear": {"mode": "bilinear", "align_corners": False}, "area": {"mode": "area"}, "nearest": {"mode": "nearest"}}
 
 
 # %% [markdown]
@@ -450,8 +452,8 @@ def _view(
     if not sigma_xy > 0:
         raise ValueError(f"sigma_xy: found {sigma_xy!r}, expected a number of cells above 0")
     scale = dim**-0.5 if logit_scale == "sqrt_dk" else 1.0
-    return _View(tuple(grid), min(radius, max(grid)), sigma_xy, scale,
-                 cells if similarity_scale == "hw" else similarity_scale)
+    factor = cells if similarity_scale == "hw" else cast(float, similarity_scale)
+    return _View((grid[0], grid[1]), min(radius, max(grid)), sigma_xy, scale, factor)
 
 
 # %%
@@ -638,16 +640,19 @@ void visit(const float *probs, const float *query, const float *key, const float
 
 # %%
 #| export
-def _visit(rows, query, key, log_sum, weight, bias, free, view, library, with_gradient) -> tuple[Tensor, list[Tensor]]:
+def _visit(
+    rows: Tensor, query: Tensor, key: Tensor, log_sum: Tensor, weight: Tensor, bias: Tensor, free: Tensor, view: _View,
+    library: ctypes.CDLL, with_gradient: bool
+) -> tuple[Tensor, list[Any]]:
     "The sums of each image, [N,SUMS+nL] float64, and the gradients in the first four arguments, or four times None."
     (count, layers, _, width), classes = query.shape, rows.shape[1]
     probs, query, key = (F.pad(x, (0, -x.shape[-1] % LANES)) for x in (rows.transpose(1, 2), query, key))
     probs, query, key, log_sum, weight, free = (x.contiguous() for x in (probs, query, key, log_sum, weight, free))
     inputs = probs, query, key, log_sum
-    grads = [torch.zeros_like(x) if with_gradient else None for x in inputs]
+    grads: list[Any] = [torch.zeros_like(x) if with_gradient else None for x in inputs]
     sums = probs.new_empty(count, view.grid[0], _SUMS + layers, dtype=torch.float64)
     per_area, scale = ctypes.c_float(1 / (2 * view.sigma_xy**2)), ctypes.c_float(view.logit_scale)
-    library.visit(*map(address, inputs), address(weight), ctypes.c_float(bias), address(free), count, *view.grid,
+    library.visit(*map(address, inputs), address(weight), ctypes.c_float(float(bias)), address(free), count, *view.grid,
                   per_area, scale, address(sums), *map(address, grads), torch.get_num_threads())
     if with_gradient:
         grads = [grads[0][..., :classes].transpose(1, 2), *(x[..., :width] for x in grads[1:3]), grads[3]]
@@ -660,7 +665,7 @@ class _PairEnergyInC(torch.autograd.Function):
     "`_pair_energy` for float32 on a CPU: value and all gradients in one visit."
 
     @staticmethod
-    def forward(ctx, *arguments):
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         sums, grads = _visit(*arguments)
         ctx.save_for_backward(*grads, sums[:, _SUMS:].float(), sums[:, 1:2].float())
         notes = sums[:, 2:_SUMS].float()
@@ -669,7 +674,7 @@ class _PairEnergyInC(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, _):
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *each, to_weight, to_bias = ctx.saved_tensors
         spread = (g * upstream.view(-1, *[1] * (g.ndim - 1)) for g in each)
         return *spread, *((g * upstream[:, None]).sum(0) for g in (to_weight, to_bias)), *[None] * 4
@@ -684,7 +689,9 @@ def _compiled(classes: int, layers: int, dim: int, radius: int) -> ctypes.CDLL |
 
 # %%
 #| export
-def _energy(rows, query, key, log_sum, weight, bias, free, view: _View) -> tuple[Tensor, Tensor]:
+def _energy(
+    rows: Tensor, query: Tensor, key: Tensor, log_sum: Tensor, weight: Tensor, bias: Tensor, free: Tensor, view: _View
+) -> tuple[Tensor, Tensor]:
     "`_pair_energy`, in C where that can be."
     arguments, library = (rows, query, key, log_sum, weight, bias, free, view), None
     if rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.numel():
@@ -703,11 +710,12 @@ def _energy(rows, query, key, log_sum, weight, bias, free, view: _View) -> tuple
 # %%
 #| export
 def _energy_on_grid(
-    probs: Tensor, attention: tuple[Tensor | None, ...], free: Tensor, view: _View, resize: str
+    probs: Tensor, attention: tuple[Any, ...], free: Tensor, view: _View, resize: str
 ) -> tuple[Tensor, dict[str, BatchMean]]:
     "The double sum of eq. 6 of each image, [N], and the notes; `attention`: query, key, weight, bias, log_sum or None."
     dtype = torch.float64 if torch.float64 in (probs.dtype, attention[0].dtype) else torch.float32
-    query, key, weight, bias, log_sum = (x if x is None else x.to(dtype) for x in attention)
+    given: list[Any] = [x if x is None else x.to(dtype) for x in attention]
+    query, key, weight, bias, log_sum = given
     probs = probs.to(dtype)
     with torch.autocast(query.device.type, enabled=False):
         if log_sum is None:

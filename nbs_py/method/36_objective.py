@@ -158,17 +158,24 @@ class LossContext:
     batch: Batch  # image, target, single_class, ignore, pseudo
     switches: MethodSwitches  # of the run
     model: nn.Module | None = None  # the network that made the logits; some keep more of this forward pass
-    teacher: nn.Module | None = None  # of a method that has one
+    teacher: Any = None  # an nn.Module, of a method that has one
     step: int = 0  # iterations done so far
     iterations: int = 1  # of the whole run
     precision: torch.dtype | None = None  # autocast type of forward passes; None: plain float32
-    options: Switches = field(default_factory=Switches)  # the method's own switches
+    options: Any = field(default_factory=Switches)  # the method's own switches
     notes: dict[str, BatchMean] = field(default_factory=dict)  # a term may add what is worth logging, detached
 
     def __post_init__(self) -> None:
         self.logits = self.logits.float()  # losses are summed in float32 also when the network runs in bfloat16
         self.probs = self.logits.softmax(1)
         self.unlabelled = (self.batch.target == self.batch.ignore)[:, None]  # [N,1,H,W]: Omega_U, margins included
+
+    @property
+    def guessed(self) -> Tensor:
+        "[N,H,W] int64, the guessed labels. Raises ValueError for a method without any."
+        if self.batch.pseudo is None:
+            raise ValueError("batch: found no guessed labels, expected them: a Method needs pseudo=… for this term")
+        return self.batch.pseudo
 
     @cached_property
     def attention(self) -> SpatialSelfAttention | None:
@@ -305,7 +312,7 @@ def attention_term(
     context: LossContext,  # of one batch, with a network that has attention; gets the notes
 ) -> BatchMean:  # of a float32 number
     "Attentive similarity loss (eq. 6). Raises ValueError where there is no attention, or where it has not run."
-    attention = _attention_that_ran(context)
+    attention: Any = _attention_that_ran(context)  # what it holds is there after a forward pass
     loss, notes = attentive_similarity_loss.of_batch(
         context.probs, attention.query, attention.key, attention.similarity.weight, attention.similarity.bias,
         grid=attention.grid, log_sum=attention.log_sum if context.switches.asl_logit_scale == "sqrt_dk" else None,
@@ -457,7 +464,7 @@ class Method:
     network: Callable[[int, int, MethodSwitches], nn.Module] = unet  # of K, C and the switches
     settings: Mapping[str, Any] = field(default_factory=dict)  # of a run, in place of the defaults: {"lr": 0.03}
     options: type[Switches] = Switches  # its own switches; `method_NAME` among the settings of a run
-    teacher: Callable[[nn.Module, Switches], nn.Module] | None = None  # from the network; has follow(network, step)
+    teacher: Callable[[nn.Module, Any], nn.Module] | None = None  # from the network; has follow(network, step)
     pseudo: Callable[..., Any] | None = None  # (store, options, size) → guessed labels; `rivals.pseudo.PseudoLabels`
 
 

@@ -190,7 +190,7 @@ def layers_of(
 #| export
 def _one_pass(model: nn.Module, image: Tensor, parts: Iterable[nn.Module]) -> dict[nn.Module, list[tuple[int, ...]]]:
     "The shapes [N,d,h,w] that parts of a network gave in one pass, by part, in the order in which they were done."
-    seen = {}
+    seen: dict[nn.Module, list[tuple[int, ...]]] = {}
 
     def listen(part: nn.Module, inputs: tuple, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:

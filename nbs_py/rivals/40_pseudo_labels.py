@@ -338,7 +338,7 @@ def pseudo_dense_term(
     context: LossContext,  # of a batch with guessed labels
 ) -> BatchMean:  # of a loss ≥ 0
     "Half cross-entropy, half Dice on guessed labels, as if they were true."
-    return dense_loss.of_batch(context.logits, context.batch.pseudo, ignore=context.batch.ignore)
+    return dense_loss.of_batch(context.logits, context.guessed, ignore=context.batch.ignore)
 
 
 register(Method("random-walker", "RW", "Grady 2006; WSL4MIS, pseudo labels before training",
@@ -483,7 +483,7 @@ def pseudo_term(
     context: LossContext,  # of a batch with guessed labels
 ) -> BatchMean:  # of a loss ≥ 0
     "Cross-entropy on guessed labels, where there are any; notes on which fraction of the pixels there are."
-    pseudo, ignore = context.batch.pseudo, context.batch.ignore
+    pseudo, ignore = context.guessed, context.batch.ignore
     context.notes["guessed"] = ratio((pseudo != ignore).sum(), pseudo.numel())
     return partial_cross_entropy.of_batch(context.logits, pseudo, ignore=ignore)
 

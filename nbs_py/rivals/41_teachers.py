@@ -158,8 +158,8 @@ class Ema(nn.Module):
         for ours, theirs in zip(self.network.parameters(), model.parameters(), strict=True):
             ours.lerp_(theirs, 1 - alpha)
         if self.buffers_follow:
-            for ours, theirs in zip(self.network.buffers(), model.buffers(), strict=True):
-                ours.copy_(theirs)
+            for mine, new in zip(self.network.buffers(), model.buffers(), strict=True):
+                mine.copy_(new)
 
 
 # %%

@@ -205,12 +205,12 @@ def mumford_shah_loss(
     swapped: bool = False,  # exchange image and prediction in the first sum, as released by WSL4MIS and AttenScribble
 ) -> BatchMean:  # called plainly, a tensor: [] the sum of the equation over the number of pixels
     "Piecewise constant regions with short borders (Kim and Ye 2020)."
-    level = 0
+    level = probs.new_zeros(())
     for channel in image.split(1, 1):
         values, weights = (probs, channel.expand_as(probs)) if swapped else (channel.expand_as(probs), probs)
         mean = (values * weights).sum((2, 3), keepdim=True) / weights.sum((2, 3), keepdim=True).clamp(min=1e-6)
         level = level + ((values - mean).square() * weights).sum() / image.shape[1]
-    border = sum(probs.diff(dim=axis).abs().sum() for axis in (2, 3))
+    border = probs.diff(dim=2).abs().sum() + probs.diff(dim=3).abs().sum()
     return ratio(level + border, probs[:, 0].numel())
 
 
@@ -357,7 +357,7 @@ def perimeter_term(
     context: LossContext,  # of a batch with guessed labels
 ) -> BatchMean:  # of a loss ≥ 0
     "Perimeters against those of guessed labels."
-    return perimeter_loss.of_batch(context.probs, context.batch.pseudo, ignore=context.batch.ignore)
+    return perimeter_loss.of_batch(context.probs, context.guessed, ignore=context.batch.ignore)
 
 
 # %%
