@@ -11,16 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
 PINS := pyproject.toml constraints.txt
 LAB := $(VENV)/etc/jupyter/jupyter_server_config.json
-
-# What `make demo` ends with: the table and the files, as the executed notebook printed them.
-define SAY
-import json
-for cell in json.load(open("runs/demo.ipynb"))["cells"]:
-    if "".join(cell["source"]).startswith("print(outcome."):
-        print("".join(line for out in cell["outputs"] for line in out.get("text", [])).replace("../runs/", "runs/"))
-print("notebook        runs/demo.ipynb")
-endef
-export SAY
+KERNEL := $(VENV)/etc/ipython/ipython_kernel_config.json
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{printf "%-16s %s\n", $$1, $$2}'
@@ -31,9 +22,8 @@ setup: $(VENV)/test-installed ## install all that the book and its tests need (o
 
 demo: $(VENV)/core-installed ## train, segment and score on the phantom: runs/demo.ipynb
 	@mkdir -p runs
-	cd nbs && ../$(BIN)/papermill train.ipynb ../runs/demo.ipynb -p resume false --no-progress-bar --log-output $(ARGS) 2>&1 \
-	  | grep --line-buffered -Ev '^(Executing|Ending) Cell|IPKernelApp|^$$|^<Figure'
-	@$(BIN)/python -c "$$SAY"
+	$(BIN)/papermill nbs/train.ipynb runs/demo.ipynb -p resume false $(ARGS)
+	@echo "notebook        runs/demo.ipynb"
 
 browser: ## install Chromium from Debian's packages where there is none: the annotator's tests move the mouse in it
 	@command -v chromium >/dev/null || { apt-get -qq update && apt-get -qq install -y chromium; } >/dev/null 2>&1 \
@@ -71,12 +61,12 @@ $(VENV)/pyvenv.cfg:
 	  "(Debian, Ubuntu: python3-venv) or name another Python: make setup PYTHON=/path/to/python3"; exit 1; }
 
 # The stamps are remade whenever the pins change; `make demo` needs the first only.
-$(VENV)/core-installed: $(PINS) | $(VENV)/pyvenv.cfg
+$(VENV)/core-installed: $(PINS) | $(VENV)/pyvenv.cfg $(KERNEL)
 	@echo "installing the core into $(VENV)"
 	@$(PIP) -q -c constraints.txt -e ".[notebook]"
 	@touch $@
 
-$(VENV)/test-installed: $(PINS) | $(VENV)/pyvenv.cfg $(LAB)
+$(VENV)/test-installed: $(PINS) | $(VENV)/pyvenv.cfg $(LAB) $(KERNEL)
 	@echo "installing core, book and test packages into $(VENV)"
 	@$(PIP) -q -c constraints.txt -e ".[test]"
 	@touch $(VENV)/core-installed $@
@@ -88,3 +78,8 @@ $(LAB): Makefile | $(VENV)/pyvenv.cfg
 	@mkdir -p $(@D)
 	@echo '{"ContentsManager": {"pre_save_hook": "nbdev.clean.clean_jupyter"},' \
 	  '"ServerApp": {"jpserver_extensions": {"jupyterlab_jupytext": false}}}' > $@
+
+# Without it, ipykernel warns at every start that its sockets on this machine are not encrypted.
+$(KERNEL): Makefile | $(VENV)/pyvenv.cfg
+	@mkdir -p $(@D)
+	@echo '{"IPKernelApp": {"log_level": "ERROR"}}' > $@

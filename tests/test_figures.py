@@ -266,7 +266,8 @@ def test_without_runs_it_says_how_to_make_one_and_draws_figure_1(root, tmp_path)
     done = papermill(root, "figures.ipynb", "-", "-p", "output", str(tmp_path), "-p", "runs", str(tmp_path / "none"),
                      "-p", "dataset", "acdc")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "papermill train.ipynb - -p dataset acdc -p method ours" in output_text(json.loads(done.stdout))
+    shown = "papermill train.ipynb ../runs/acdc.ipynb -p dataset acdc -p method ours"
+    assert shown in output_text(json.loads(done.stdout))
     assert [p.name for p in tmp_path.iterdir()] == ["figure1.png"]
 
 

@@ -252,7 +252,7 @@ def test_modalities_train_and_predict(tmp_path, capsys):
 def test_every_family_of_methods_takes_modalities(tmp_path, method):
     root = user_folder(tmp_path / "two", channels=2)
     state = train(resolve(tiny(dataset="folder", root=str(root), method=method, iterations=3, log_every=1, **(
-        {"own_every": 1} if method == "scribble2label" else {})), folder(root)))
+        {"method_every": 1} if method == "scribble2label" else {})), folder(root)))
     assert state.step == 3 and np.isfinite([row["loss"] for row in state.log]).all()
 
 

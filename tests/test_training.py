@@ -139,7 +139,7 @@ def double(case):
 
 @pytest.mark.parametrize("method", ["ours", "gated-crf", "mumford-shah", "random-walker", "scribble2label", "ustm"])
 def test_methods_that_look_at_the_image_take_two_channels(hearts, method, tmp_path):
-    config = tiny(method=method, iterations=3, **({"own_every": 2} if method == "scribble2label" else {}))
+    config = tiny(method=method, iterations=3, **({"method_every": 2} if method == "scribble2label" else {}))
     two = dataclasses.replace(with_cases(hearts, double), channels=2)
     state = train(resolve(config, two), tmp_path)
     model = load_network(tmp_path / "checkpoint.pt", "cpu").model
@@ -151,7 +151,7 @@ def test_methods_that_look_at_the_image_take_two_channels(hearts, method, tmp_pa
 
 def test_a_run_with_two_channels_is_drawn_and_written(monkeypatch, hearts, tmp_path):
     two = dataclasses.replace(with_cases(hearts, double), channels=2, options={"echoes": 2, "patients": 99})
-    monkeypatch.setattr("attenscribble.runs.run.open_dataset", lambda *_, **__: two)
+    monkeypatch.setattr("attenscribble.runs.setup.open_dataset", lambda *_, **__: two)
     config = tiny(output=str(tmp_path))
     outcome = run_experiment(config)
     assert {"prediction.png", "attention.png"} <= {path.name for path in outcome.folder.iterdir()}
@@ -175,7 +175,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(hearts, tmp_path):
 
 def test_a_checkpoint_of_other_settings_is_refused(hearts, tmp_path):
     train(resolve(tiny(), hearts), tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt: checkpoint of .*, expected .*"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: found a checkpoint of .*, expected .*"):
         start_training(resolve(tiny(lr=0.5), hearts)).load(tmp_path / "checkpoint.pt")
 
 
@@ -219,8 +219,9 @@ def test_without_spacing_hd95_is_refused_before_training(data_root, tmp_path):
     from attenscribble.runs.run import check_scorable
 
     with pytest.raises(DataError, match=r"patient00\d_frame\d\d: HD95 in mm needs the voxel spacing"):
-        check_scorable(dataclasses.replace(hearts, folds={1: ("patient001",)}), config)
-    check_scorable(dataclasses.replace(hearts, folds={1: ("patient001",)}), config.model_copy(update={"hd95": False}))
+        check_scorable(resolve(config, dataclasses.replace(hearts, folds={1: ("patient001",)})))
+    without = config.model_copy(update={"hd95": False})
+    check_scorable(resolve(without, dataclasses.replace(hearts, folds={1: ("patient001",)})))
 
 
 def test_h5_and_nifti_give_the_same_batches(data_root):

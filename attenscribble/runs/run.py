@@ -26,13 +26,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-# %% ../../nbs/runs/56_run.ipynb #1c621985
+# %% ../../nbs/runs/56_run.ipynb #96270f85
 from .. import __version__
 from ..basics.distributed import rank, world_size
 from ..basics.drawing import class_legend, draw, panels, save_figure
 from ..basics.errors import DataError
 from ..basics.files import project_root, write_json
 from ..basics.native import native
+from ..basics.notebook import terminal_bar
 from ..data.batches import resize_image
 from ..data.scans import Case, Dataset
 from ..method.objective import attention_of
@@ -159,7 +160,7 @@ def check_scorable(
             raise DataError(f"{case.name}: HD95 in mm needs the voxel spacing, {config.dataset} holds none; give it "
                             "(data_spacing: a json or a folder of NIfTI scans) or score DSC only (hd95=false)")
 
-# %% ../../nbs/runs/56_run.ipynb #d2f7939d
+# %% ../../nbs/runs/56_run.ipynb #5aa9acfe
 def segment_fold(
     network: TrainedNetwork,  # segments each test volume
     setup: Setup,  # the fold, and whether it is scored
@@ -167,17 +168,19 @@ def segment_fold(
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # masks and scores by case
     "Predict and save every test volume; score it, unless the dataset is not scored."
     dataset, config = setup.dataset, setup.config
+    patients = dataset.split(config.fold)[1]
     masks, rows = {}, []
-    for case in tqdm(dataset.cases(dataset.split(config.fold)[1]), desc="test volumes"):
-        mask = network.segment(case.image, device=setup.device)
-        if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
-            save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)
-        masks[case.name] = mask
-        if dataset.scored:
-            rows += score(mask, case, dataset, config)
+    with terminal_bar(desc="test volumes") as bar:
+        for case in tqdm(dataset.cases(patients), desc="test volumes"):
+            masks[case.name] = mask = network.segment(case.image, device=setup.device)
+            if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
+                save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)
+            if dataset.scored:
+                rows += score(mask, case, dataset, config)
+            bar.update()
     return masks, rows
 
-# %% ../../nbs/runs/56_run.ipynb #7b4a42e1
+# %% ../../nbs/runs/56_run.ipynb #1b82c5e7
 def _truth(case: Case) -> np.ndarray:
     "The label of a case that is scored. Raises DataError for one without."
     if case.label is None:

@@ -476,7 +476,8 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that
 # So that no training script has to be written, a run can name its network:
 #
 # ```bash
-# papermill train.ipynb -p dataset acdc -p net_name monai.networks.nets:BasicUNet -p ssa_layer down_2 -p ssa_block residual
+# papermill train.ipynb ../runs/basic-unet.ipynb -p dataset acdc -p net_name monai.networks.nets:BasicUNet \
+#     -p ssa_layer down_2 -p ssa_block residual
 # attenscribble train net_name=torchvision.models.segmentation:lraspp_mobilenet_v3_large ssa_layer=backbone.3
 # ```
 #

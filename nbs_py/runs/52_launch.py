@@ -341,7 +341,7 @@ axis.legend(frameon=False, fontsize=8);
 #
 # ## Several machines
 #
-# `papermill train.ipynb -p devices 8` starts eight processes on this machine. On more than one machine, start the
+# `papermill train.ipynb ../runs/eight.ipynb -p devices 8` starts eight processes on this machine. On more than one machine, start the
 # command that the notebook stands for under `torchrun` on each, with a folder that all can see:
 #
 # ```bash

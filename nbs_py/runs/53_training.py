@@ -633,7 +633,8 @@ def train_in_processes(
     if state.setup.device.type == "cuda" and wanted > there:
         raise ValueError(f"devices: found {wanted}, expected at most {there}, as there are GPUs; device=cpu trains "
                          "without them")
-    code = f"import sys; from {train_part.__module__} import train_part; train_part(sys.argv[1])"
+    code = (f"import os, sys; from {train_part.__module__} import train_part; train_part(sys.argv[1])\n"
+            "sys.stdout.flush(); sys.stderr.flush(); os._exit(0)")  # at an ordinary exit PyTorch's threads may abort
     with Progress(state) as progress:
         for line in launch(wanted, code, str(folder)):
             if not line.startswith(ROW):

@@ -47,6 +47,7 @@ from attenscribble.basics.drawing import class_legend, draw, panels, save_figure
 from attenscribble.basics.errors import DataError
 from attenscribble.basics.files import project_root, write_json
 from attenscribble.basics.native import native
+from attenscribble.basics.notebook import terminal_bar
 from attenscribble.data.batches import resize_image
 from attenscribble.data.scans import Case, Dataset
 from attenscribble.method.objective import attention_of
@@ -227,14 +228,16 @@ def segment_fold(
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # masks and scores by case
     "Predict and save every test volume; score it, unless the dataset is not scored."
     dataset, config = setup.dataset, setup.config
+    patients = dataset.split(config.fold)[1]
     masks, rows = {}, []
-    for case in tqdm(dataset.cases(dataset.split(config.fold)[1]), desc="test volumes"):
-        mask = network.segment(case.image, device=setup.device)
-        if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
-            save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)
-        masks[case.name] = mask
-        if dataset.scored:
-            rows += score(mask, case, dataset, config)
+    with terminal_bar(desc="test volumes") as bar:
+        for case in tqdm(dataset.cases(patients), desc="test volumes"):
+            masks[case.name] = mask = network.segment(case.image, device=setup.device)
+            if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
+                save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)
+            if dataset.scored:
+                rows += score(mask, case, dataset, config)
+            bar.update()
     return masks, rows
 
 
