@@ -305,7 +305,7 @@ def test_scribbles_are_unpacked_and_fit_their_images(shop, tmp_path, capsys):
     shop.files["/acdc-scribbles.zip"] = zipped(tmp_path / "drawn")
     assert main(["download", "acdc-scribbles", "--to", str(tmp_path / "data")]) == 0
     folder = tmp_path / "data" / "acdc_scribbles"
-    assert f"-p dataset acdc -p data_scribbles {folder}" in capsys.readouterr().out
+    assert f"-p dataset acdc -p extra data_scribbles={folder}" in capsys.readouterr().out
     assert names(tmp_path / "data") == ["acdc_scribbles"]
     assert (next(open_dataset("acdc", tmp_path / "acdc", scribbles=folder).cases()).scribble == 4).all()
     assert download("acdc-scribbles", tmp_path / "data") == folder and len(shop.asked) == 1

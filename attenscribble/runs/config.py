@@ -210,7 +210,7 @@ def _objective(config: Config) -> tuple[Method, Objective]:
     method = method_named(config.method)
     return method, Objective(method, config.lam, config.start, config.method_options)
 
-# %% ../../nbs/runs/50_config.ipynb #a8331ef2
+# %% ../../nbs/runs/50_config.ipynb #3efc785f
 def _gathered(
     given: Mapping[str, Any],  # flat names, or dictionaries of groups
 ) -> dict[str, Any]:  # fields of `Config`
@@ -222,6 +222,7 @@ def _gathered(
     found: dict[str, Any] = {}
     for name, value in flat.items():
         start, _, rest = name.partition("_")
+        value = str(value) if isinstance(value, Path) else value
         if value is None:
             continue
         if start in OPEN and rest and name not in Config.model_fields:

@@ -138,12 +138,12 @@ def software() -> dict[str, str]:
     packages = ("torch", "numpy", "scipy", "scikit-image", "nibabel", "h5py")
     return {"python": platform.python_version(), "attenscribble": __version__, **{p: version(p) for p in packages}}
 
-# %% ../../nbs/runs/56_run.ipynb #7a808b2c
+# %% ../../nbs/runs/56_run.ipynb #9dc2efb0
 def run_folder(
     config: Config,  # output, and all that the run is named by
 ) -> Path:  # runs/ID
     "The folder of a run: under `output`, else under runs/ of the clone or of the current folder."
-    base = Path(config.output) if config.output else (project_root() or Path.cwd()) / "runs"
+    base = Path(config.output).expanduser() if config.output else (project_root() or Path.cwd()) / "runs"
     return base / config.run_id
 
 # %% ../../nbs/runs/56_run.ipynb #b8fc215f
@@ -260,7 +260,7 @@ def _result(state: Training, rows: list[dict[str, Any]], volumes: int, seconds: 
         "settings": config.decisive, "data_source": dataset.source, "software": software(), "last_log": state.log[-1],
         "scored": dataset.scored, "label_values": list(dataset.values), "cases": rows}
 
-# %% ../../nbs/runs/56_run.ipynb #44f3d244
+# %% ../../nbs/runs/56_run.ipynb #2b28e604
 def _write(outcome: Outcome) -> None:
     "Pictures, result and report into the run folder; the result into the archive too."
     folder, config = outcome.folder, outcome.config
@@ -271,7 +271,7 @@ def _write(outcome: Outcome) -> None:
     write_json(outcome.result, folder / "result.json")
     (folder / "report.md").write_text(f"{outcome.report()}\n{outcome.files()}\n")
     if config.archive:
-        write_json(outcome.result, Path(config.archive) / f"{config.run_id}.json")
+        write_json(outcome.result, Path(config.archive).expanduser() / f"{config.run_id}.json")
 
 # %% ../../nbs/runs/56_run.ipynb #03bfbadd
 def median_case(

@@ -305,6 +305,7 @@ def _gathered(
     found: dict[str, Any] = {}
     for name, value in flat.items():
         start, _, rest = name.partition("_")
+        value = str(value) if isinstance(value, Path) else value
         if value is None:
             continue
         if start in OPEN and rest and name not in Config.model_fields:
@@ -442,6 +443,7 @@ def message(**given):
 
 
 assert Config(crf={"mask": "p"}, lam={"mcrf": 0.3}) == Config(crf_mask="p", lam_mcrf=0.3)
+assert Config(output=Path("runs")) == Config(output="runs")
 assert "did you mean 'asl_radius'" in message(asl_radios=3)
 assert "expected one of paper, released; did you mean 'released'?" in message(preset="relesed")
 assert "crf_mask: found 'both'; Input should be 'pq', 'p' or 'none'" in message(crf_mask="both")

@@ -193,7 +193,7 @@ def run_folder(
     config: Config,  # output, and all that the run is named by
 ) -> Path:  # runs/ID
     "The folder of a run: under `output`, else under runs/ of the clone or of the current folder."
-    base = Path(config.output) if config.output else (project_root() or Path.cwd()) / "runs"
+    base = Path(config.output).expanduser() if config.output else (project_root() or Path.cwd()) / "runs"
     return base / config.run_id
 
 
@@ -349,7 +349,7 @@ def _write(outcome: Outcome) -> None:
     write_json(outcome.result, folder / "result.json")
     (folder / "report.md").write_text(f"{outcome.report()}\n{outcome.files()}\n")
     if config.archive:
-        write_json(outcome.result, Path(config.archive) / f"{config.run_id}.json")
+        write_json(outcome.result, Path(config.archive).expanduser() / f"{config.run_id}.json")
 
 
 # %% [markdown]
