@@ -40,7 +40,7 @@ def partial_cross_entropy(
     pixels = labelled.sum((1, 2))  # [N]
     return ratio((surprise.sum((1, 2)) / pixels.clamp(min=1)).sum(), (pixels > 0).sum())
 
-# %% ../../nbs/method/31_pce.ipynb #8b30666e
+# %% ../../nbs/method/31_pce.ipynb #eadbbe23
 def _check(logits: Tensor, scribble: Tensor, ignore: int, reduction: str) -> None:
     "Raise TypeError or ValueError for a dtype, shape or option that eq. 1 does not cover."
     if reduction not in ("batch", "image"):
@@ -53,7 +53,7 @@ def _check(logits: Tensor, scribble: Tensor, ignore: int, reduction: str) -> Non
         raise TypeError(f"scribble: found dtype {scribble.dtype}, expected torch.int64")
     count, classes, *sides = logits.shape
     if scribble.shape != (count, *sides):
-        raise ValueError(f"scribble: found shape {tuple(scribble.shape)}, expected the logits' {(count, *sides)}")
+        raise ValueError(f"scribble: found shape {tuple(scribble.shape)}, expected {(count, *sides)} like the logits")
     if 0 <= ignore < classes:
         raise ValueError(f"ignore: found {ignore}, which is one of the {classes} classes; expected another number")
 

@@ -140,7 +140,7 @@ class OpenSettings(Switches):
         "A loader's options have no declared types: text that is a number or true, false, as a terminal gives it."
         return {name: _typed(value) for name, value in data.items()}
 
-# %% ../../nbs/runs/50_config.ipynb #2aba1a78
+# %% ../../nbs/runs/50_config.ipynb #750029d1
 class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSettings, MethodSwitches):
     """Everything that decides a run, under flat names: `Config(dataset="acdc", lam_mcrf=0.3)`.
 
@@ -158,6 +158,8 @@ class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSe
 
     @model_validator(mode="after")
     def fits_together(self) -> "Config":
+        if self.root and self.dataset == "phantom":
+            raise ValueError(f"root: found {self.root!r}, expected none for the phantom; dataset=folder reads it")
         if self.devices > 1 and ":" in self.device:
             raise ValueError(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
                              "expected auto, cpu or cuda")

@@ -227,7 +227,7 @@ def _check(logits: Tensor, scribble: Tensor, ignore: int, reduction: str) -> Non
         raise TypeError(f"scribble: found dtype {scribble.dtype}, expected torch.int64")
     count, classes, *sides = logits.shape
     if scribble.shape != (count, *sides):
-        raise ValueError(f"scribble: found shape {tuple(scribble.shape)}, expected the logits' {(count, *sides)}")
+        raise ValueError(f"scribble: found shape {tuple(scribble.shape)}, expected {(count, *sides)} like the logits")
     if 0 <= ignore < classes:
         raise ValueError(f"ignore: found {ignore}, which is one of the {classes} classes; expected another number")
 

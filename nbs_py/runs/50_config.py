@@ -225,6 +225,8 @@ class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSe
 
     @model_validator(mode="after")
     def fits_together(self) -> "Config":
+        if self.root and self.dataset == "phantom":
+            raise ValueError(f"root: found {self.root!r}, expected none for the phantom; dataset=folder reads it")
         if self.devices > 1 and ":" in self.device:
             raise ValueError(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
                              "expected auto, cpu or cuda")
@@ -444,6 +446,7 @@ def message(**given):
 
 assert Config(crf={"mask": "p"}, lam={"mcrf": 0.3}) == Config(crf_mask="p", lam_mcrf=0.3)
 assert Config(output=Path("runs")) == Config(output="runs")
+assert "root: found 'my-scans', expected none for the phantom" in message(root="my-scans")
 assert "did you mean 'asl_radius'" in message(asl_radios=3)
 assert "expected one of paper, released; did you mean 'released'?" in message(preset="relesed")
 assert "crf_mask: found 'both'; Input should be 'pq', 'p' or 'none'" in message(crf_mask="both")
