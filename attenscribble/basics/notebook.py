@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parameters', 'notebook_settings', 'short_errors', 'Terminal', 'papermill_terminal', 'terminal_bar', 'announce']
 
-# %% ../../nbs/basics/06_notebook.ipynb #6c90c1d1
+# %% ../../nbs/basics/06_notebook.ipynb #afa4859c
 import json
 import linecache
 import locale
@@ -14,13 +14,14 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
 from tqdm import tqdm
+
+from .errors import unknown_setting
 
 # %% ../../nbs/basics/06_notebook.ipynb #44ad8b3d
 class Parameters(dict[str, Any]):
@@ -80,13 +81,7 @@ def _spread(
             flat[name] = value
     return flat
 
-# %% ../../nbs/basics/06_notebook.ipynb #2b51a269
-def _refusal(name: str, choices: Sequence[str]) -> str:
-    "What is said of a name that nobody knows."
-    near = get_close_matches(name, choices, n=1)
-    return f"{name}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else "")
-
-# %% ../../nbs/basics/06_notebook.ipynb #181824a7
+# %% ../../nbs/basics/06_notebook.ipynb #d72ba21b
 def notebook_settings(
     namespace: Mapping[str, Any],  # `globals()` of a notebook, right after its parameters
     groups: Sequence[str] = (),  # groups whose entries, such as `lam_mcrf` of `lam`, are checked later by others
@@ -101,7 +96,7 @@ def notebook_settings(
     open_names = tuple(f"{group}_" for group in groups)
     unknown = [name for name in given if name not in known and not name.startswith(open_names)]
     if known and unknown:
-        raise ValueError("\n".join(_refusal(name, [*known, *groups]) for name in unknown))
+        raise ValueError("\n".join(unknown_setting(name, [*known, *groups]) for name in unknown))
     return Parameters(given, assigned)
 
 # %% ../../nbs/basics/06_notebook.ipynb #04d0afb4

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'list_methods', 'list_datasets', 'list_profiles', 'list_settings', 'write_notebook', 'main']
 
-# %% ../../nbs/entry/81_commands.ipynb #56901afb
+# %% ../../nbs/entry/81_commands.ipynb #a1368ee0
 import argparse
 import os
 import re
@@ -17,11 +17,14 @@ from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
 from ..basics.errors import DataError, one_of
 from ..basics.files import project_root, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from attenscribble.runs.setup import Setup
 
 # %% ../../nbs/entry/81_commands.ipynb #ef107a7b
 def _columns(rows: Sequence[Sequence[str]]) -> str:
@@ -181,22 +184,26 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     _fold_arguments(parser, "MASKS", "with CASE.nii.gz for every test case of the fold")
     parser.add_argument("--method", default="nnU-Net", metavar="NAME", help="of the row in the tables (nnU-Net)")
 
-# %% ../../nbs/entry/81_commands.ipynb #57b64453
+# %% ../../nbs/entry/81_commands.ipynb #dae9e61e
+def _fold_setup(given: argparse.Namespace) -> "Setup":
+    "The dataset and the fold that a command names."
+    from attenscribble.runs.config import Config
+    from attenscribble.runs.setup import resolve
+
+    return resolve(Config(**{**_pairs(given.settings), "dataset": given.dataset}))
+
+# %% ../../nbs/entry/81_commands.ipynb #39dd0a52
 def _export(given: argparse.Namespace) -> None:
     from attenscribble.reporting.nnunet import export_nnunet
-    from attenscribble.runs.config import Config
-    from attenscribble.runs.setup import resolve
 
-    setup = resolve(Config(**{**_pairs(given.settings), "dataset": given.dataset}))
+    setup = _fold_setup(given)
     print(export_nnunet(setup.dataset, given.folder, fold=setup.config.fold, number=given.number, target=given.target))
 
-# %% ../../nbs/entry/81_commands.ipynb #5345c4be
+# %% ../../nbs/entry/81_commands.ipynb #8705e1f6
 def _score(given: argparse.Namespace) -> None:
     from attenscribble.reporting.nnunet import result_report, score_predictions
-    from attenscribble.runs.config import Config
-    from attenscribble.runs.setup import resolve
 
-    setup = resolve(Config(**{**_pairs(given.settings), "dataset": given.dataset}))
+    setup = _fold_setup(given)
     result = score_predictions(given.folder, setup.dataset, setup.config, given.method)
     folder = Path(setup.config.archive or given.folder)
     print(f"{result_report(result)}\n{write_json(result, folder / (result['run'] + '.json'))}")

@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'PRESETS', 'RIVALS', 'PLACES', 'OPEN', 'WhatSettings', 'ScheduleSettings', 'TestSettings', 'PlaceSettings',
-           'OpenSettings', 'Config', 'default_settings', 'choose_profile', 'current_names']
+           'OpenSettings', 'Config', 'default_settings', 'method_and_terms', 'choose_profile', 'current_names']
 
-# %% ../../nbs/runs/50_config.ipynb #955c5017
+# %% ../../nbs/runs/50_config.ipynb #738fc747
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-# %% ../../nbs/runs/50_config.ipynb #1574e208
-from ..basics.errors import one_of
+# %% ../../nbs/runs/50_config.ipynb #fdca6769
+from ..basics.errors import one_of, unknown_setting
 from ..basics.notebook import notebook_settings
 from ..data.datasets import SOURCES
 from ..method.objective import Method, Objective, method_named
@@ -140,7 +139,7 @@ class OpenSettings(Switches):
         "A loader's options have no declared types: text that is a number or true, false, as a terminal gives it."
         return {name: _typed(value) for name, value in data.items()}
 
-# %% ../../nbs/runs/50_config.ipynb #750029d1
+# %% ../../nbs/runs/50_config.ipynb #67bce5e9
 class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSettings, MethodSwitches):
     """Everything that decides a run, under flat names: `Config(dataset="acdc", lam_mcrf=0.3)`.
 
@@ -158,12 +157,10 @@ class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSe
 
     @model_validator(mode="after")
     def fits_together(self) -> "Config":
-        if self.root and self.dataset == "phantom":
-            raise ValueError(f"root: found {self.root!r}, expected none for the phantom; dataset=folder reads it")
         if self.devices > 1 and ":" in self.device:
             raise ValueError(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
                              "expected auto, cpu or cuda")
-        check_network(_objective(self)[0], self)
+        check_network(method_and_terms(self)[0], self)
         return self
 
     def flat(self) -> dict[str, Any]:
@@ -206,8 +203,10 @@ def _name_of(config: Config) -> str:
     data, method = (re.sub(r"[^\w.-]+", "_", name) for name in (decisive.get("folder", ""), config.method))
     return f"{data or config.dataset}-{method}-fold{config.fold}-seed{config.seed}-{config.profile}-{digest}"
 
-# %% ../../nbs/runs/50_config.ipynb #2b96951b
-def _objective(config: Config) -> tuple[Method, Objective]:
+# %% ../../nbs/runs/50_config.ipynb #bd3903cd
+def method_and_terms(
+    config: Config,  # method, lam, start, method_options
+) -> tuple[Method, Objective]:  # the entry, and eq. 7 for this run
     "The method, and its terms with a run's weights, starts and switches. Raises ValueError for a term it lacks."
     method = method_named(config.method)
     return method, Objective(method, config.lam, config.start, config.method_options)
@@ -260,17 +259,15 @@ def _own_options(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         raise ValueError("\n".join(_explained(e, "method_") for e in error.errors())) from None
 
-# %% ../../nbs/runs/50_config.ipynb #caaaacfc
+# %% ../../nbs/runs/50_config.ipynb #8b4ff3b9
 def _check_names(given: Mapping[str, Any], method: Method) -> None:
     "Raises ValueError with the nearest name for every setting that nobody knows."
     own = [f"method_{name}" for name in method.options.model_fields]
     asked = [name for name in given if name not in Config.model_fields]
     asked += [name for option in given.get("method_options", {}) if (name := f"method_{option}") not in own]
     known = [*(name for name in Config.model_fields if name not in OPEN.values()), *own]
-    lines = [f"{name}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else "")
-             for name in asked for near in [get_close_matches(name, known, n=1)]]
-    if lines:
-        raise ValueError("\n".join(lines))
+    if asked:
+        raise ValueError("\n".join(unknown_setting(name, known) for name in asked))
 
 # %% ../../nbs/runs/50_config.ipynb #64ca4eb7
 def choose_profile(

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['choose_device', 'choose_precision', 'Setup', 'resolve']
 
-# %% ../../nbs/runs/51_setup.ipynb #1da60b74
+# %% ../../nbs/runs/51_setup.ipynb #53810000
 from dataclasses import dataclass
 
 import torch
 
-from ..data.datasets import open_dataset
+from ..data.datasets import SOURCES, open_dataset
 from ..data.scans import Dataset
-from ..method.objective import Method, Objective, method_named
-from .config import Config
+from ..method.objective import Method, Objective
+from .config import Config, method_and_terms
 
 # %% ../../nbs/runs/51_setup.ipynb #53d8f79b
 def choose_device(
@@ -48,15 +48,18 @@ class Setup:
     device: torch.device
     precision: torch.dtype | None  # autocast type of the network; None: plain float32
 
-# %% ../../nbs/runs/51_setup.ipynb #a24f3d80
+# %% ../../nbs/runs/51_setup.ipynb #bb17f818
 def resolve(
     config: Config,  # the settings of the run
     dataset: Dataset | None = None,  # data that is at hand; None: those that the settings name are opened
 ) -> Setup:  # with the configuration that the run is named by
-    "Look up what a configuration names. Raises what `open_dataset` raises."
+    "Look up what a configuration names. Raises what `open_dataset` raises, ValueError for a root that nothing reads."
+    if dataset is None and config.root and not SOURCES[config.dataset].folders:
+        raise ValueError(f"root: found {config.root!r}, expected none for the {config.dataset}; "
+                         "dataset=folder reads it")
     if dataset is None:
         dataset = open_dataset(config.dataset, config.root or None, **config.data)
     config = config.model_copy(update={"data": dataset.options | config.data})
-    method, device = method_named(config.method), choose_device(config.device)
-    objective = Objective(method, config.lam, config.start, config.method_options)
+    method, objective = method_and_terms(config)
+    device = choose_device(config.device)
     return Setup(config, dataset, method, objective, device, choose_precision(config.precision, device))

@@ -19,7 +19,7 @@
 
 # %%
 #| export
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -75,6 +75,25 @@ try:
     raise RuntimeError("a wrong name passed")
 except ValueError as error:
     assert str(error) == "fruit: found 'aple', expected one of apple, pear; did you mean 'apple'?"
+
+
+# %% [markdown]
+# A setting that does not exist is answered alike, wherever it was given: in a notebook, on a command line, in Python. There are too many to list
+# them all.
+
+# %%
+#| export
+def unknown_setting(
+    name: str,  # as it was given
+    known: Sequence[str],  # the settings there are
+) -> str:  # one line, for an error
+    "What is said of a setting that nobody knows, with the nearest that is known."
+    near = get_close_matches(name, known, n=1)
+    return f"{name}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+# %%
+assert unknown_setting("methd", ["method", "fold"]) == "methd: unknown setting; did you mean 'method'?"
 
 # %% [markdown]
 # ## Recap

@@ -28,13 +28,14 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
 from tqdm import tqdm
+
+from attenscribble.basics.errors import unknown_setting
 
 
 # %% [markdown]
@@ -131,14 +132,6 @@ def _spread(
 
 # %%
 #| export
-def _refusal(name: str, choices: Sequence[str]) -> str:
-    "What is said of a name that nobody knows."
-    near = get_close_matches(name, choices, n=1)
-    return f"{name}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-# %%
-#| export
 def notebook_settings(
     namespace: Mapping[str, Any],  # `globals()` of a notebook, right after its parameters
     groups: Sequence[str] = (),  # groups whose entries, such as `lam_mcrf` of `lam`, are checked later by others
@@ -153,7 +146,7 @@ def notebook_settings(
     open_names = tuple(f"{group}_" for group in groups)
     unknown = [name for name in given if name not in known and not name.startswith(open_names)]
     if known and unknown:
-        raise ValueError("\n".join(_refusal(name, [*known, *groups]) for name in unknown))
+        raise ValueError("\n".join(unknown_setting(name, [*known, *groups]) for name in unknown))
     return Parameters(given, assigned)
 
 

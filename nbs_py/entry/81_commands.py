@@ -49,11 +49,14 @@ from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from attenscribble import __version__
 from attenscribble.basics.errors import DataError, one_of
 from attenscribble.basics.files import project_root, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from attenscribble.runs.setup import Setup
 
 # %%
 import json
@@ -292,12 +295,20 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 # %%
 #| export
-def _export(given: argparse.Namespace) -> None:
-    from attenscribble.reporting.nnunet import export_nnunet
+def _fold_setup(given: argparse.Namespace) -> "Setup":
+    "The dataset and the fold that a command names."
     from attenscribble.runs.config import Config
     from attenscribble.runs.setup import resolve
 
-    setup = resolve(Config(**{**_pairs(given.settings), "dataset": given.dataset}))
+    return resolve(Config(**{**_pairs(given.settings), "dataset": given.dataset}))
+
+
+# %%
+#| export
+def _export(given: argparse.Namespace) -> None:
+    from attenscribble.reporting.nnunet import export_nnunet
+
+    setup = _fold_setup(given)
     print(export_nnunet(setup.dataset, given.folder, fold=setup.config.fold, number=given.number, target=given.target))
 
 
@@ -305,10 +316,8 @@ def _export(given: argparse.Namespace) -> None:
 #| export
 def _score(given: argparse.Namespace) -> None:
     from attenscribble.reporting.nnunet import result_report, score_predictions
-    from attenscribble.runs.config import Config
-    from attenscribble.runs.setup import resolve
 
-    setup = resolve(Config(**{**_pairs(given.settings), "dataset": given.dataset}))
+    setup = _fold_setup(given)
     result = score_predictions(given.folder, setup.dataset, setup.config, given.method)
     folder = Path(setup.config.archive or given.folder)
     print(f"{result_report(result)}\n{write_json(result, folder / (result['run'] + '.json'))}")

@@ -23,7 +23,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +31,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 # %%
 #| export
-from attenscribble.basics.errors import one_of
+from attenscribble.basics.errors import one_of, unknown_setting
 from attenscribble.basics.notebook import notebook_settings
 from attenscribble.data.datasets import SOURCES
 from attenscribble.method.objective import Method, Objective, method_named
@@ -225,12 +224,10 @@ class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSe
 
     @model_validator(mode="after")
     def fits_together(self) -> "Config":
-        if self.root and self.dataset == "phantom":
-            raise ValueError(f"root: found {self.root!r}, expected none for the phantom; dataset=folder reads it")
         if self.devices > 1 and ":" in self.device:
             raise ValueError(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
                              "expected auto, cpu or cuda")
-        check_network(_objective(self)[0], self)
+        check_network(method_and_terms(self)[0], self)
         return self
 
     def flat(self) -> dict[str, Any]:
@@ -282,7 +279,9 @@ def _name_of(config: Config) -> str:
 
 # %%
 #| export
-def _objective(config: Config) -> tuple[Method, Objective]:
+def method_and_terms(
+    config: Config,  # method, lam, start, method_options
+) -> tuple[Method, Objective]:  # the entry, and eq. 7 for this run
     "The method, and its terms with a run's weights, starts and switches. Raises ValueError for a term it lacks."
     method = method_named(config.method)
     return method, Objective(method, config.lam, config.start, config.method_options)
@@ -356,10 +355,8 @@ def _check_names(given: Mapping[str, Any], method: Method) -> None:
     asked = [name for name in given if name not in Config.model_fields]
     asked += [name for option in given.get("method_options", {}) if (name := f"method_{option}") not in own]
     known = [*(name for name in Config.model_fields if name not in OPEN.values()), *own]
-    lines = [f"{name}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else "")
-             for name in asked for near in [get_close_matches(name, known, n=1)]]
-    if lines:
-        raise ValueError("\n".join(lines))
+    if asked:
+        raise ValueError("\n".join(unknown_setting(name, known) for name in asked))
 
 
 # %%
@@ -446,7 +443,6 @@ def message(**given):
 
 assert Config(crf={"mask": "p"}, lam={"mcrf": 0.3}) == Config(crf_mask="p", lam_mcrf=0.3)
 assert Config(output=Path("runs")) == Config(output="runs")
-assert "root: found 'my-scans', expected none for the phantom" in message(root="my-scans")
 assert "did you mean 'asl_radius'" in message(asl_radios=3)
 assert "expected one of paper, released; did you mean 'released'?" in message(preset="relesed")
 assert "crf_mask: found 'both'; Input should be 'pq', 'p' or 'none'" in message(crf_mask="both")

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 import torch
 
-from attenscribble.data.datasets import open_dataset
+from attenscribble.data.datasets import SOURCES, open_dataset
 from attenscribble.data.scans import Dataset
-from attenscribble.method.objective import Method, Objective, method_named
-from attenscribble.runs.config import Config
+from attenscribble.method.objective import Method, Objective
+from attenscribble.runs.config import Config, method_and_terms
 
 # %%
 from attenscribble.basics.checking import exercise
@@ -96,12 +96,15 @@ def resolve(
     config: Config,  # the settings of the run
     dataset: Dataset | None = None,  # data that is at hand; None: those that the settings name are opened
 ) -> Setup:  # with the configuration that the run is named by
-    "Look up what a configuration names. Raises what `open_dataset` raises."
+    "Look up what a configuration names. Raises what `open_dataset` raises, ValueError for a root that nothing reads."
+    if dataset is None and config.root and not SOURCES[config.dataset].folders:
+        raise ValueError(f"root: found {config.root!r}, expected none for the {config.dataset}; "
+                         "dataset=folder reads it")
     if dataset is None:
         dataset = open_dataset(config.dataset, config.root or None, **config.data)
     config = config.model_copy(update={"data": dataset.options | config.data})
-    method, device = method_named(config.method), choose_device(config.device)
-    objective = Objective(method, config.lam, config.start, config.method_options)
+    method, objective = method_and_terms(config)
+    device = choose_device(config.device)
     return Setup(config, dataset, method, objective, device, choose_precision(config.precision, device))
 
 
@@ -110,6 +113,11 @@ setup = resolve(Config(method="gated-crf", lam_crf=0.2, data_patients=5))
 assert setup.dataset.patients == phantom(patients=5).patients and setup.method.name == "gated-crf"
 assert [(term.name, term.weight) for term in setup.objective.terms] == [("seg", 1.0), ("crf", 0.2)]
 print(setup.config.run_id, setup.device, setup.precision)
+try:
+    resolve(Config(root="my-scans"))  # or somebody would take the phantom's table for that of their own scans
+    raise RuntimeError("a folder was ignored")
+except ValueError as error:
+    assert str(error) == "root: found 'my-scans', expected none for the phantom; dataset=folder reads it"
 
 
 # %% [markdown]
