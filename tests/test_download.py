@@ -289,7 +289,7 @@ def test_chaos_is_found_after_its_download(shop, tmp_path, heart, capsys):
     place = user_folder() / "chaos" / "CHAOS_Train_Sets.zip"
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == str(place) and "CC BY-NC-SA 4.0" in printed
-    assert f"papermill train.ipynb ../runs/chaos.ipynb -p dataset chaos -p root {place}" in printed
+    assert f"papermill train.ipynb chaos.ipynb -p dataset chaos -p root {place}" in printed
     assert find_dataset("chaos") == place.parent and open_dataset("chaos").patients == ("chaos01", "chaos15")
     assert open_dataset("chaos", place).read("chaos15")[0].label.any()
     assert main(["download", "chaos"]) == 0 and len(shop.asked) == 1

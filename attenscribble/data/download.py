@@ -174,16 +174,16 @@ class Download:
     then: str  # what to run next; {folder} is where it lies
     unpack: bool = False  # lay the zip's content beside it, in a folder of its name
 
-# %% ../../nbs/data/21_download.ipynb #f93abb73
+# %% ../../nbs/data/21_download.ipynb #4cdfc68e
 _SCRIBBLES = ("https://github.com/gvalvano/multiscale-adversarial-attention-gates/raw/"
               "4323c42fecbfff140bf5e95744e77c5bcb2afbd3/DATA/acdc_scribbles.zip")
 DOWNLOADS = {
     "chaos": Download("https://zenodo.org/records/3431873/files/CHAOS_Train_Sets.zip", "chaos/CHAOS_Train_Sets.zip",
                       "535f7d3417a0e0f0d9133fb3d962423d2a9cf3f103e4f09a3d8a1daf87d5d2fc",
                       SOURCES["chaos"].licence,
-                      "papermill train.ipynb ../runs/chaos.ipynb -p dataset chaos -p root {folder}"),
+                      "papermill train.ipynb chaos.ipynb -p dataset chaos -p root {folder}"),
     "acdc-scribbles": Download(_SCRIBBLES, "acdc_scribbles.zip", None, "Apache-2.0 (Valvano et al., IEEE TMI 2021)",
-                               "papermill train.ipynb ../runs/acdc.ipynb -p dataset acdc "
+                               "papermill train.ipynb acdc.ipynb -p dataset acdc "
                                "-p extra data_scribbles={folder}", unpack=True),
 }
 

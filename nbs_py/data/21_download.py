@@ -418,9 +418,9 @@ DOWNLOADS = {
     "chaos": Download("https://zenodo.org/records/3431873/files/CHAOS_Train_Sets.zip", "chaos/CHAOS_Train_Sets.zip",
                       "535f7d3417a0e0f0d9133fb3d962423d2a9cf3f103e4f09a3d8a1daf87d5d2fc",
                       SOURCES["chaos"].licence,
-                      "papermill train.ipynb ../runs/chaos.ipynb -p dataset chaos -p root {folder}"),
+                      "papermill train.ipynb chaos.ipynb -p dataset chaos -p root {folder}"),
     "acdc-scribbles": Download(_SCRIBBLES, "acdc_scribbles.zip", None, "Apache-2.0 (Valvano et al., IEEE TMI 2021)",
-                               "papermill train.ipynb ../runs/acdc.ipynb -p dataset acdc "
+                               "papermill train.ipynb acdc.ipynb -p dataset acdc "
                                "-p extra data_scribbles={folder}", unpack=True),
 }
 
@@ -480,6 +480,7 @@ print(refused(lambda: download("acdc"), "acdc: found a dataset that no program m
 #
 # ```bash
 # attenscribble download chaos
+# mkdir -p ../runs
 # papermill train.ipynb ../runs/chaos.ipynb -p dataset chaos
 # ```
 #
