@@ -107,12 +107,10 @@ if not TYPE_CHECKING:  # or type checkers would believe in every name
         from importlib import import_module
 
         if name not in _HOMES:
-            from difflib import get_close_matches
+            from .basics.errors import did_you_mean
 
-            near = get_close_matches(name, __all__, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             # with a name and without an object, Python adds no second suggestion of its own
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}", name=name)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, __all__)}", name=name)
         found = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
         return found
 

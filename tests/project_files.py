@@ -1,6 +1,7 @@
 """What belongs to the project: the files that git tracks or would track."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def project_files(root: Path = ROOT) -> list[Path]:
         folders[:] = [name for name in folders if name not in out and not name.endswith((".egg-info", "_cache"))]
         found += [Path(folder, name).relative_to(root) for name in names]
     return sorted(found)
+
+
+def copy_project(target: Path) -> Path:
+    "Copy every file of the project into a folder: what runs there may write without changing the clone."
+    for path in project_files():
+        (target / path.parent).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, target / path)
+    return target
 
 
 def notebooks(root: Path = ROOT) -> list[str]:

@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbdev.clean import clean_nb
 from nbdev.config import get_config
-from project_files import ROOT, notebooks, project_files, texts
+from project_files import ROOT, copy_project, notebooks, project_files, texts
 
 PACKAGE = "attenscribble"
 NUMBERED = re.compile(r"(?:.*/)?(\d+)_")
@@ -379,11 +379,7 @@ def run_notebook(path: Path, env: dict[str, str], seconds: float = SECONDS) -> N
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
     "A copy of the project: a chapter may write its figures without changing the clone."
-    target = tmp_path_factory.mktemp("project")
-    for path in project_files():
-        (target / path.parent).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / path, target / path)
-    return target
+    return copy_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from project_files import ROOT, project_files, texts
+from project_files import ROOT, copy_project, texts
 
 from attenscribble.data.phantom import phantom
 from attenscribble.runs.config import Config
@@ -277,10 +277,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     "A copy of the project with scans, one run on them and one on the phantom."
-    target = tmp_path_factory.mktemp("clone")
-    for path in project_files():
-        (target / path.parent).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / path, target / path)
+    target = copy_project(tmp_path_factory.mktemp("clone"))
     if (Path(sys.prefix) / "bin/activate").is_file():
         lend_environment(target)
     write_scans(target)

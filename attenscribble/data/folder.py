@@ -20,13 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-# %% ../../nbs/data/17_folder.ipynb #b7403cbf
+# %% ../../nbs/data/17_folder.ipynb #9db598e7
 import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..basics.errors import DataError
+from ..basics.errors import DataError, did_you_mean
 from .grid import Grid, placed, three_axes
 from .scans import SHIFT_MM, Case, Dataset, already_cut, read_nifti, scale_intensities
 
@@ -370,16 +370,15 @@ def _check_modalities(name: str, group: Mapping[int, Path], count: int) -> None:
         files = f"{name}_0000 to {name}_{count - 1:04d}, one file a modality" if count > 1 else "one modality"
         raise DataError(f"{next(iter(group.values())).parent}: {name}", found, files)
 
-# %% ../../nbs/data/17_folder.ipynb #50c832a5
+# %% ../../nbs/data/17_folder.ipynb #d5590f73
 def _group_scans(files: Mapping[str, Mapping[str, Path]]) -> tuple[dict[str, ScanFiles], list[DataError]]:
     "The files of `list_nifti` as scans by name, and a fault for each mask that belongs to none."
     groups = group_modalities(files["image"], {**files["scribble"], **files["label"]})
     faults = []
     for kind in ("scribble", "label"):
         for name in files[kind].keys() - groups.keys():
-            near = get_close_matches(name, groups, n=1)
             faults.append(DataError(files[kind][name], "no image of that name",
-                                    f"one of {len(groups)} images" + (f"; did you mean {near[0]!r}?" if near else "")))
+                                    f"one of {len(groups)} images{did_you_mean(name, groups)}"))
     return {name: ScanFiles(images, files["scribble"].get(name), files["label"].get(name))
             for name, images in groups.items()}, sorted(faults, key=str)
 

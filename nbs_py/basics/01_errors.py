@@ -19,8 +19,9 @@
 
 # %%
 #| export
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 # %% [markdown]
@@ -48,9 +49,47 @@ assert str(DataError("a complete sentence")) == "a complete sentence" and issubc
 
 
 # %% [markdown]
+# Later chapters make every fault once and look at what is said of it.
+
+# %%
+#| export
+def refused(
+    call: Callable[[], object],  # what has to be refused
+    *words: str,  # that the message has to hold
+    folder: Path | str = "",  # left out of what is returned, such as a temporary one
+) -> str:  # the message
+    "Run something that must raise DataError with these words in its message. Raises AssertionError where it does not."
+    try:
+        call()
+    except DataError as error:
+        assert all(word in str(error) for word in words), error
+        return str(error).replace(str(folder), "…") if folder else str(error)
+    raise AssertionError(f"accepted, but expected a DataError with {words}")
+
+
+# %%
+def no_scan():
+    raise DataError("a.nii.gz", "2 dimensions", "3")
+
+
+assert refused(no_scan, "a.nii.gz", "expected 3") == "a.nii.gz: found 2 dimensions, expected 3"
+
+
+# %% [markdown]
 # ## A misspelt name
 #
 # Methods, datasets and profiles are chosen by name. For a name that does not exist, the message lists the choices and suggests the nearest.
+
+# %%
+#| export
+def did_you_mean(
+    word: str,  # that is not known
+    known: Iterable[str],  # the words there are
+) -> str:  # "; did you mean 'method'?", or "" where none is near
+    "The nearest known word, as the end of a message."
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
 
 # %%
 #| export
@@ -62,9 +101,8 @@ def one_of(
     "The value, if it is one of the choices. Raises ValueError with the choices and the nearest of them."
     choices = list(choices)
     if value not in choices:
-        near = get_close_matches(str(value).lower(), choices, n=1)
         raise ValueError(f"{field}: found {value!r}, expected one of {', '.join(choices)}"
-                         + (f"; did you mean {near[0]!r}?" if near else ""))
+                         + did_you_mean(str(value).lower(), choices))
     return value
 
 
@@ -88,8 +126,7 @@ def unknown_setting(
     known: Sequence[str],  # the settings there are
 ) -> str:  # one line, for an error
     "What is said of a setting that nobody knows, with the nearest that is known."
-    near = get_close_matches(name, known, n=1)
-    return f"{name}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{name}: unknown setting{did_you_mean(name, known)}"
 
 
 # %%

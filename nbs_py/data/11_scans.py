@@ -53,6 +53,7 @@ from ipywidgets import interact
 from skimage.exposure import cumulative_distribution
 
 from attenscribble.basics.checking import cost, exercise
+from attenscribble.basics.errors import refused
 from attenscribble.basics.drawing import class_legend, draw, panels
 
 # %% [markdown]
@@ -210,17 +211,6 @@ class Case:
         where = f"{self.name} ({self.source})" if self.source else self.name
         _check_arrays(self, where)
         _check_place(self, where)
-
-
-# %%
-def refused(call, *words):
-    "Run something that must raise DataError with these words in its message; return the message."
-    try:
-        call()
-    except DataError as error:
-        assert all(word in str(error) for word in words), error
-        return str(error)
-    raise AssertionError(f"accepted, but expected a DataError with {words}")
 
 
 # %%

@@ -57,6 +57,7 @@ from ipywidgets import interact
 from pydicom.uid import JPEGLosslessSV1, RLELossless
 from scipy.ndimage import gaussian_filter
 
+from attenscribble.basics import errors
 from attenscribble.basics.checking import exercise
 from attenscribble.basics.drawing import class_legend, draw, panels
 from attenscribble.data.phantom import blob_level, paint
@@ -413,19 +414,11 @@ for i, j, k in np.ndindex(2, 2, 2):  # column, row, slice
     np.testing.assert_allclose(series.affine @ [i, j, k, 1], [-left, -back, up, 1])
 print("distance from positions:", series.spacing_mm[0], "mm; written in the files as thickness:", THICKNESS_MM, "mm")
 
-
 # %% [markdown]
 # Then each fault in turn. The first helper checks an error's message, the second spoils a copy of the folder.
 
 # %%
-def refused(call, *words):
-    "Run something that must raise DataError with these words in its message; return the message's end."
-    try:
-        call()
-    except DataError as error:
-        assert all(word in str(error) for word in words), error
-        return str(error).replace(str(data), "…")
-    raise AssertionError(f"accepted, but expected a DataError with {words}")
+refused = partial(errors.refused, folder=data)  # the messages without the temporary folder
 
 def with_fault(spoil):
     shutil.rmtree(copy := data / "spoilt", ignore_errors=True)

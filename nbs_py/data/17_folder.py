@@ -40,7 +40,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from attenscribble.basics.errors import DataError
+from attenscribble.basics.errors import DataError, did_you_mean
 from attenscribble.data.grid import Grid, placed, three_axes
 from attenscribble.data.scans import SHIFT_MM, Case, Dataset, already_cut, read_nifti, scale_intensities
 
@@ -638,9 +638,8 @@ def _group_scans(files: Mapping[str, Mapping[str, Path]]) -> tuple[dict[str, Sca
     faults = []
     for kind in ("scribble", "label"):
         for name in files[kind].keys() - groups.keys():
-            near = get_close_matches(name, groups, n=1)
             faults.append(DataError(files[kind][name], "no image of that name",
-                                    f"one of {len(groups)} images" + (f"; did you mean {near[0]!r}?" if near else "")))
+                                    f"one of {len(groups)} images{did_you_mean(name, groups)}"))
     return {name: ScanFiles(images, files["scribble"].get(name), files["label"].get(name))
             for name, images in groups.items()}, sorted(faults, key=str)
 

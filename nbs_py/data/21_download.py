@@ -53,6 +53,7 @@ import numpy as np
 from ipywidgets import interact
 
 from attenscribble.basics.checking import exercise
+from attenscribble.basics.errors import refused
 
 os.environ["NO_PROXY"] = "127.0.0.1"  # this chapter connects to its own server only
 
@@ -363,21 +364,11 @@ Shelf.log.clear()
 fetch(url, file, SHA256, **quick)
 assert not Shelf.log  # it is there, and verified: nothing is asked for
 
-
 # %% [markdown]
 # Then each fault in turn: another checksum, and a server that always breaks and cannot go on, so that no try brings
 # more than the one before it.
 
 # %%
-def refused(call, *words):
-    "Run something that must raise DataError with these words in its message; return the message."
-    try:
-        call()
-    except DataError as error:
-        assert all(word in str(error) for word in words), error
-        return str(error)
-    raise AssertionError(f"accepted, but expected a DataError with {words}")
-
 print(refused(lambda: fetch(url, folder / "other.zip", "0" * 64, **quick), "found SHA-256", SHA256))
 assert not (folder / "other.zip").exists() and not (folder / "other.zip.part").exists()
 
