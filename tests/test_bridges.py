@@ -294,6 +294,19 @@ def test_only_what_declares_itself_a_network_is_called(tmp_path):
         Config(net_name="os:system")
 
 
+@pytest.mark.parametrize("setting", ["net_name", "method"])
+@pytest.mark.parametrize("code,why", [
+    ("raise RuntimeError('operator torchvision::nms does not exist')", "RuntimeError: operator torchvision::nms"),
+    ("1 / 0", "ZeroDivisionError: division by zero"), ("class Net(:", "SyntaxError: .*line 1")])
+def test_a_module_that_stops_is_named_with_its_reason(tmp_path, monkeypatch, setting, code, why):
+    name = f"stops_{setting}_{len(code)}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=rf"{setting}: found '{name}:Net', whose module stops with {why}"):
+        Config(**{setting: f"{name}:Net"})
+
+
 @pytest.mark.parametrize("given,message", [
     ({"net_options": "{'a'"}, "net_options: found .*Expecting"),
     ({"net_options": {"a": 1}}, r'net_options: the U-Net refuses {"a": 1}: .*\'a\''),

@@ -20,6 +20,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ class Recipe:
     instead: dict[str, str] = field(default_factory=dict)  # is put in place of words of it
     why_not: str = ""  # it is not run
     shows: tuple[str, ...] = ()  # what has to be on the screen
+    needs: str = ""  # a package of others: where it is installed and does not import, the command says so in one line
 
 
 TRAINED = ("policy: standard", "result.json", "loss=")
@@ -69,7 +71,7 @@ TABLE = [
     Recipe(r"attenscribble train (dataset=folder root=(my-scans|FOLDER)|my-scans)", f" {STEPS} output=$(mktemp -d)",
            {"FOLDER": "my-scans"}, shows=TRAINED),
     Recipe(r"attenscribble train net_name=torchvision\S+ ssa_layer=\S+",
-           f" {STEPS} precision=float32 {PHANTOM.replace(',', ' ')}", shows=TRAINED),
+           f" {STEPS} precision=float32 {PHANTOM.replace(',', ' ')}", shows=TRAINED, needs="torchvision"),
     Recipe(r"attenscribble train dataset=acdc method=my_idea:size( .*)?",
            why_not="my_idea.py is the reader's own file; chapter 44 writes it and runs the same settings"),
     Recipe(r"attenscribble predict --checkpoint \S+ \S+ (masks|MASKS)( --\w+)?", instead={
@@ -322,11 +324,22 @@ def ran(request, project, before, tmp_path_factory) -> dict[str, Ran]:
         return {command: started[typed(command), place(command)].result() for command in chosen}
 
 
+@lru_cache
+def import_fails(package: str) -> str:
+    "Why a package cannot be imported, in the words of its own error; nothing where it can."
+    done = subprocess.run([sys.executable, "-c", f"import {package or 'sys'}"], capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
 @pytest.mark.parametrize("command", RUN)
 def test_a_shown_command_works(ran, project, command):
     if "activate" in command and not (project / ".venv").is_dir():
         pytest.skip("the tests run outside of a virtual environment")
     done, known = ran[command], recipe(command)
+    if why := import_fails(known.needs):  # such as a torchvision that was built for another torch
+        assert done.status == 1 and done.text.strip().count("\n") == 0, done.text
+        assert done.text.startswith("attenscribble: net_name: found") and why in done.text, (done.text, why)
+        return
     assert done.status == 0, f"{typed(command)}\n{done.text[-4000:]}"
     for words in known.shows:
         assert words in done.text, f"{words!r} is not on the screen of {typed(command)}\n{done.text[-4000:]}"

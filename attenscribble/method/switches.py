@@ -114,4 +114,7 @@ def import_named(
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"{field}: found {path!r} ({error}), expected package.module:Name of something installed or "
-                         "in the current folder") from None
+                         "in the current folder") from error
+    except Exception as error:
+        stopped = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{field}: found {path!r}, whose module stops with {stopped}") from error

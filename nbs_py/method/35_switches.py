@@ -209,16 +209,20 @@ def import_named(
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"{field}: found {path!r} ({error}), expected package.module:Name of something installed or "
-                         "in the current folder") from None
+                         "in the current folder") from error
+    except Exception as error:
+        stopped = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{field}: found {path!r}, whose module stops with {stopped}") from error
 
 
 # %%
 assert import_named("net_name", "json:dumps") is json.dumps
-try:
-    import_named("net_name", "json:dump_it")
-    raise RuntimeError("a path to nothing was taken")
-except ValueError as error:
-    print(error)
+for path in ("json:dump_it", "no_such_file:Net"):
+    try:
+        import_named("net_name", path)
+        raise RuntimeError("a path to nothing was taken")
+    except ValueError as error:
+        print(error)
 
 
 # %% [markdown]

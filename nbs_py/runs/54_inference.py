@@ -749,7 +749,7 @@ with tempfile.TemporaryDirectory() as folder:
         save_volume(scan.image, scan, Path(folder) / "new" / f"{name}.nii.gz")
     written = predict_files(folder, Path(folder) / "new", Path(folder) / "masks", uncertainty=True)
     masks = {path.name.split(".")[0]: nib.load(path) for path in written}
-    expected = predict_volume(state.model, systole.image, size=64, autocast=choose_precision("auto", state.device))
+    expected = predict_volume(state.model, systole.image, size=64, autocast=state.setup.precision)
     for picture in masks.values():
         np.testing.assert_array_equal(np.asarray(picture.dataobj).T, expected)
     np.testing.assert_allclose(masks["tilted"].affine, placed.affine, atol=1e-5)
