@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar o
 PINS := pyproject.toml constraints.txt
 LAB := $(VENV)/etc/jupyter/jupyter_server_config.json
 KERNEL := $(VENV)/etc/ipython/ipython_kernel_config.json
+# Tests run on so many cores, a whole file of tests on one; a worker takes up to 3 GB.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((n < 4 ? n : 4)))
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{printf "%-16s %s\n", $$1, $$2}'
@@ -30,7 +32,7 @@ browser: ## install Chromium from Debian's packages where there is none: the ann
 	  || echo "no Chromium, and none to be had by apt-get as this user: the tests in a browser will be skipped"
 
 test: $(VENV)/test-installed ## everything that is tested, chapters included
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 chapter: $(VENV)/test-installed ## NB=method/32_mcrf: into step, then run; KEEP=twin or KEEP=notebook where both were edited
 	@test -n "$(NB)" || { echo "which one? make chapter NB=method/32_mcrf"; exit 2; }
