@@ -12,12 +12,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar o
 PINS := pyproject.toml constraints.txt
 LAB := $(VENV)/etc/jupyter/jupyter_server_config.json
 KERNEL := $(VENV)/etc/ipython/ipython_kernel_config.json
-# Tests run on so many cores, a whole file of tests on one; a worker takes up to 3 GB.
+# Tests run on so many cores, a whole file of tests on one.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((n < 4 ? n : 4)))
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{printf "%-16s %s\n", $$1, $$2}'
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with; ARGS='-k mcrf' goes to pytest (in demo: to papermill)"
+	@echo "  WORKERS=1 runs the tests on one core; without it, on up to four"
 
 setup: $(VENV)/test-installed ## install all that the book and its tests need (once)
 	@echo "ready; for your own commands: source $(BIN)/activate"

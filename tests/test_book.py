@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 import time
 from itertools import zip_longest
 from pathlib import Path
+from queue import Empty
 from urllib.parse import unquote
 
 import jupytext
@@ -348,6 +350,27 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
+class Client(NotebookClient):
+    """nbclient, asking for a cell's answer twice a second. With ipywidgets' output area in a notebook (`interact`),
+    nbclient 0.11 and jupyter_client 8.10 can sleep through an answer until the cell's time is up."""
+
+    async def async_start_new_kernel_client(self):
+        client = await super().async_start_new_kernel_client()
+        wait = client.shell_channel.get_msg
+
+        async def get_msg(timeout: float | None = None) -> dict:
+            ends = math.inf if timeout is None else time.monotonic() + timeout
+            while True:
+                try:
+                    return await wait(timeout=max(0, min(0.5, ends - time.monotonic())))
+                except Empty:
+                    if time.monotonic() >= ends:
+                        raise
+
+        client.shell_channel.get_msg = get_msg
+        return client
+
+
 def run_notebook(path: Path, env: dict[str, str], seconds: float = SECONDS) -> None:
     "Run a notebook in a fresh kernel, in its own folder. Raises AssertionError: the failing cell and its traceback."
     reached = 0
@@ -357,9 +380,9 @@ def run_notebook(path: Path, env: dict[str, str], seconds: float = SECONDS) -> N
         nonlocal reached
         reached = cell_index
 
-    client = NotebookClient(nbformat.read(path, as_version=4), kernel_name="python3", on_cell_execute=note,
-                            resources={"metadata": {"path": str(path.parent)}},
-                            timeout_func=lambda cell: max(1, round(ends - time.monotonic())))
+    client = Client(nbformat.read(path, as_version=4), kernel_name="python3", on_cell_execute=note,
+                    resources={"metadata": {"path": str(path.parent)}},
+                    timeout_func=lambda cell: max(1, round(ends - time.monotonic())))
     for attempt in (1, 2):
         with tempfile.TemporaryFile("w+") as errors:
             try:
@@ -410,3 +433,12 @@ def test_a_chapter_that_fails_says_where(tmp_path, code, expected):
     with pytest.raises(AssertionError) as caught:
         run_notebook(tmp_path / "a.ipynb", dict(os.environ), seconds=4)
     assert all(part in str(caught.value) for part in expected), str(caught.value)
+
+
+def test_controls_do_not_use_up_a_chapter_s_time(tmp_path):
+    code = ["interact(lambda rate=0.3: print(rate), rate=(0.0, 1.0, 0.1));", "assert sum(range(300000))"]
+    cells = [nbformat.v4.new_code_cell(text) for text in ["from ipywidgets import interact", *code * 12]]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    started = time.monotonic()
+    run_notebook(tmp_path / "a.ipynb", dict(os.environ), seconds=60)
+    assert time.monotonic() - started < 59, "an answer was slept through"

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 import time
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -337,7 +338,8 @@ def test_a_run_in_a_terminal_has_a_bar_then_the_table_then_its_folder(program, t
 def test_what_is_stopped_says_that_it_goes_on(program, tmp_path):
     words = [word for word in WORDS if not word.startswith("iterations")]
     run = subprocess.Popen([*program, "train", "method=pce", *words, "iterations=100000", "eval_every=1"], cwd=tmp_path,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))  # heard under nohup too
     ends = time.monotonic() + 120
     while not (found := list(tmp_path.glob("runs/*/checkpoint.pt"))) and time.monotonic() < ends and run.poll() is None:
         time.sleep(0.1)

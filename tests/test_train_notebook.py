@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from papermill import inspect_notebook
@@ -42,8 +43,8 @@ def output_text(notebook: dict) -> str:
     return "".join("".join(o.get("text", [])) for o in outputs)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-def test_every_method_runs_on_the_phantom(root, tmp_path, method):
+@pytest.mark.parametrize("method", ["ours", "ustm", "random-walker"])  # attention, a teacher, guessed labels
+def test_papermill_runs_a_method_on_the_phantom(root, tmp_path, method):
     done = papermill(root, "train.ipynb", str(tmp_path / "out.ipynb"), "-p", "method", method, "-p", "output",
                      str(tmp_path), *SMALL, *PHANTOM)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -52,6 +53,25 @@ def test_every_method_runs_on_the_phantom(root, tmp_path, method):
     assert "policy: standard" in text and "result.json" in text
     pictures = sum("image/png" in o.get("data", {}) for cell in notebook["cells"] for o in cell.get("outputs", []))
     assert pictures >= (3 if method.startswith("ours") else 2)  # curves, predictions, attention
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_notebook_s_cells_run_every_method_on_the_phantom(root, tmp_path, method, capsys, monkeypatch):
+    "In this process, which has everything loaded: a kernel for each of them takes minutes."
+    monkeypatch.chdir(root / "nbs")
+    parameters = {"method": method, "output": str(tmp_path), "iterations": 6, "size": 48, "batch": 4, "log_every": 2,
+                  "extra": "data_patients=5,data_side=48,data_slices=4"}
+    variables = {"__name__": "__main__"}
+    for cell in json.loads(Path("train.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), variables)
+        if "parameters" in cell["metadata"].get("tags", []):
+            variables |= parameters
+    (result,) = tmp_path.glob(f"phantom-{method}-fold1-*/result.json")
+    assert json.loads(result.read_text())["settings"]["method"] == method
+    assert "policy: standard" in (said := capsys.readouterr().out) and str(result.parent) in said
+    pictures = {path.name for path in result.parent.glob("*.png")}
+    assert pictures == {"prediction.png"} | ({"attention.png"} if method.startswith("ours") else set())
 
 
 def test_acdc_runs_without_an_output_path(root, tmp_path, data_root, monkeypatch):
