@@ -18,7 +18,7 @@ import torch
 class Taken:
     "What a call takes."
 
-    seconds: float  # median
+    seconds: float  # median of the repeats; of imports the least, as other work only adds
     spread: float  # slowest over fastest
     peak_mib: float  # above what was held before the call
 
