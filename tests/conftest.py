@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from project_files import ROOT, WORKERS
 
-ROOT = Path(__file__).resolve().parents[1]
-
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # before PyTorch is imported: to each its cores
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+if WORKERS > 1:  # before PyTorch is imported: to each its cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What belongs to the project: the files that git tracks or would track."""
+"""What the tests know of the project: its files, those that git tracks or would track; and of their own processes."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))  # processes that run the tests
 LEFT_OUT = {".git", ".venv", ".agreed", "__pycache__"}  # where there is no git to ask
 LEFT_OUT_ON_TOP = {"runs", "build", "dist"}
 

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nbclient import NotebookClient
+from notebook_client import Client
 
 from attenscribble.annotation.annotator import (
     _FRAME,
@@ -452,7 +452,7 @@ def test_the_notebook_for_users_runs(tmp_path, heart, root):
     notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, (*code, save, given, code[1], save))])
     home = tmp_path / "clone/nbs"
     home.mkdir(parents=True)
-    NotebookClient(notebook, kernel_name="python3", timeout=60, resources={"metadata": {"path": str(home)}}).execute()
+    Client(notebook, kernel_name="python3", timeout=60, resources={"metadata": {"path": str(home)}}).execute()
     assert "jupyter.widget-view" in str(notebook.cells[1].outputs)
     first, second = (notebook.cells[k].outputs[0].text.strip() for k in (2, 5))
     assert first.endswith("runs/annotated/scribbles/patient001_frame01.nii.gz ('background', 'RV', 'Myo', 'LV')")

@@ -1,8 +1,8 @@
 """The book holds together: notebooks, twins and modules agree, a chapter builds on earlier ones, and each one runs."""
 
 import ast
+import asyncio
 import json
-import math
 import os
 import re
 import shutil
@@ -21,19 +21,18 @@ import pytest
 from book_rules import LINES, MOST_LINES, SHARE, code_cells, exported, first_line, is_c, length, opening, undocumented
 from fastcore.nbio import nb2str
 from jupytext.config import load_jupytext_config
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbdev.clean import clean_nb
 from nbdev.config import get_config
-from project_files import ROOT, copy_project, notebooks, project_files, texts
+from notebook_client import Client, in_slices
+from project_files import ROOT, WORKERS, copy_project, notebooks, project_files, texts
 
 PACKAGE = "attenscribble"
 NUMBERED = re.compile(r"(?:.*/)?(\d+)_")
 NOTEBOOKS = notebooks()
 RUNNABLE = [name for name in NOTEBOOKS if "/" not in name and name != "index" and not NUMBERED.match(name)]
 CHAPTERS = [name for name in NOTEBOOKS if name not in RUNNABLE]
-SHARED = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1  # the machine, with other tests
-SECONDS = 240 if SHARED else 120  # for one chapter, everything included
+SECONDS = 120 if WORKERS == 1 else 240  # for one chapter, everything included; the second beside other tests
 PORT_RACE = "Address already in use"  # two kernels started at once drew the same port
 
 
@@ -351,27 +350,6 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-class Client(NotebookClient):
-    """nbclient, asking for a cell's answer twice a second. With ipywidgets' output area in a notebook (`interact`),
-    nbclient 0.11 and jupyter_client 8.10 can sleep through an answer until the cell's time is up."""
-
-    async def async_start_new_kernel_client(self):
-        client = await super().async_start_new_kernel_client()
-        wait = client.shell_channel.get_msg
-
-        async def get_msg(timeout: float | None = None) -> dict:
-            ends = math.inf if timeout is None else time.monotonic() + timeout
-            while True:
-                try:
-                    return await wait(timeout=max(0, min(0.5, ends - time.monotonic())))
-                except Empty:
-                    if time.monotonic() >= ends:
-                        raise
-
-        client.shell_channel.get_msg = get_msg
-        return client
-
-
 def run_notebook(path: Path, env: dict[str, str], seconds: float = SECONDS) -> None:
     "Run a notebook in a fresh kernel, in its own folder. Raises AssertionError: the failing cell and its traceback."
     reached = 0
@@ -436,10 +414,28 @@ def test_a_chapter_that_fails_says_where(tmp_path, code, expected):
     assert all(part in str(caught.value) for part in expected), str(caught.value)
 
 
-def test_controls_do_not_use_up_a_chapter_s_time(tmp_path):
-    code = ["interact(lambda rate=0.3: print(rate), rate=(0.0, 1.0, 0.1));", "assert sum(range(300000))"]
-    cells = [nbformat.v4.new_code_cell(text) for text in ["from ipywidgets import interact", *code * 12]]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
-    started = time.monotonic()
-    run_notebook(tmp_path / "a.ipynb", dict(os.environ), seconds=60)
-    assert time.monotonic() - started < 59, "an answer was slept through"
+@pytest.mark.parametrize("timeout", [60, None])
+def test_an_answer_is_not_slept_through(timeout):
+    asked = []
+
+    async def wait(timeout):
+        asked.append(timeout)
+        if len(asked) < 4:
+            raise Empty
+        return {"answer": 1}
+
+    assert asyncio.run(in_slices(wait)(timeout=timeout)) == {"answer": 1}
+    assert len(asked) == 4 and max(asked) <= 0.5
+
+
+def test_a_wait_that_is_over_ends():
+    asked = []
+
+    async def wait(timeout):
+        asked.append(timeout)
+        time.sleep(timeout)
+        raise Empty
+
+    with pytest.raises(Empty):
+        asyncio.run(in_slices(wait, seconds=0.02)(timeout=0.05))
+    assert asked[0] == 0.02 and sum(asked) < 0.06

@@ -27,8 +27,10 @@ from attenscribble.runs.config import OPEN, Config
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-SMALL = ["-p", "iterations", "6", "-p", "size", "48", "-p", "batch", "4", "-p", "log_every", "2"]
-PHANTOM = ["-p", "extra", "data_patients=5,data_side=48,data_slices=4"]
+STEPS = {"iterations": 6, "size": 48, "batch": 4, "log_every": 2}
+EXTRA = "data_patients=5,data_side=48,data_slices=4"
+SMALL = [word for name, value in STEPS.items() for word in ("-p", name, str(value))]
+PHANTOM = ["-p", "extra", EXTRA]
 
 
 def papermill(root, *arguments, timeout=600):
@@ -59,14 +61,12 @@ def test_papermill_runs_a_method_on_the_phantom(root, tmp_path, method):
 def test_the_notebook_s_cells_run_every_method_on_the_phantom(root, tmp_path, method, capsys, monkeypatch):
     "In this process, which has everything loaded: a kernel for each of them takes minutes."
     monkeypatch.chdir(root / "nbs")
-    parameters = {"method": method, "output": str(tmp_path), "iterations": 6, "size": 48, "batch": 4, "log_every": 2,
-                  "extra": "data_patients=5,data_side=48,data_slices=4"}
     variables = {"__name__": "__main__"}
     for cell in json.loads(Path("train.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), variables)
         if "parameters" in cell["metadata"].get("tags", []):
-            variables |= parameters
+            variables |= STEPS | {"method": method, "output": str(tmp_path), "extra": EXTRA}
     (result,) = tmp_path.glob(f"phantom-{method}-fold1-*/result.json")
     assert json.loads(result.read_text())["settings"]["method"] == method
     assert "policy: standard" in (said := capsys.readouterr().out) and str(result.parent) in said

@@ -54,10 +54,10 @@ def resolve(
     dataset: Dataset | None = None,  # data that is at hand; None: those that the settings name are opened
 ) -> Setup:  # with the configuration that the run is named by
     "Look up what a configuration names. Raises what `open_dataset` raises, ValueError for a root that nothing reads."
-    if dataset is None and config.root and not SOURCES[config.dataset].folders:
-        raise ValueError(f"root: found {config.root!r}, expected none for the {config.dataset}; "
-                         "dataset=folder reads it")
     if dataset is None:
+        if config.root and not SOURCES[config.dataset].folders:
+            raise ValueError(f"root: found {config.root!r}, expected none for the {config.dataset}; "
+                             "dataset=folder reads it")
         dataset = open_dataset(config.dataset, config.root or None, **config.data)
     config = config.model_copy(update={"data": dataset.options | config.data})
     method, objective = method_and_terms(config)
