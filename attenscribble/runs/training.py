@@ -433,6 +433,7 @@ class Progress:
 
     def __exit__(self, *problem: object) -> None:
         self.bar.close()
+        self.terminal_bar.refresh()  # or a run of half a second would never show its loss
         self.terminal_bar.close()
 
 # %% ../../nbs/runs/53_training.ipynb #708ac891
