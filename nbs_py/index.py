@@ -43,6 +43,7 @@
 # | [35 Switches](method/35_switches.ipynb) | what does the paper leave open? | `method.switches` |
 # | [36 The objective](method/36_objective.ipynb) | where does each loss pull? | `method.objective` |
 # | [37 Other networks](method/37_other_networks.ipynb) | can my own network learn from scribbles? | `method.other_networks` |
+# | [38 One launch on a GPU](method/38_gpu.ipynb) | why is a cheap loss slow on a GPU? | `method.gpu` |
 # | [40 Guessed labels](rivals/40_pseudo_labels.ipynb) | can labels be guessed before training? | `rivals.pseudo` |
 # | [41 Teachers](rivals/41_teachers.ipynb) | is a network's average wiser than the network? | `rivals.teachers` |
 # | [42 Two branches](rivals/42_branches.ipynb) | what do two decoders know that one does not? | `rivals.branches` |

@@ -189,7 +189,7 @@ def test_it_is_shown_pickled_and_copied_as_the_function_it_looks_like():
 
 
 @pytest.mark.parametrize(("change", "error", "message"), [
-    ({"reduction": "mean"}, ValueError, 'reduction: found \'mean\', expected "batch" or "image"'),
+    ({"reduction": "mean"}, ValueError, 'reduction: found \'mean\', expected "batch", "image" or "class"'),
     ({"logits": torch.zeros(2, 4, 5, 5).long()}, TypeError, r"logits: found dtype torch\.int64, expected floats"),
     ({"logits": torch.zeros(4, 5, 5)}, ValueError, r"logits: found shape \(4, 5, 5\), expected \[N,C,H,W\]"),
     ({"scribble": torch.zeros(2, 5, 5).byte()}, TypeError, "scribble: found dtype torch.uint8, expected torch.int64"),

@@ -109,7 +109,14 @@ def ratio(
     count: Tensor | int,  # over how many pixels, images, … of this part
 ) -> BatchMean:  # all sums over all counts
     "A sum over a count; 0 where nothing was counted."
-    return BatchMean(lambda group: total / group.sum(torch.as_tensor(count, device=total.device)).clamp(min=1))
+    if isinstance(count, int):  # a number that stays on the CPU: to send it to a GPU would make the loop wait
+        return BatchMean(lambda group: total / max(_summed(group, count, total.device), 1))
+    return BatchMean(lambda group: total / group.sum(count).clamp(min=1))
+
+# %% ../../nbs/basics/05_distributed.ipynb #25750d79
+def _summed(group: Group, count: int, device: torch.device) -> int:
+    "A count over all processes."
+    return count if group.size == 1 else int(group.sum(torch.tensor(count, device=device)))
 
 # %% ../../nbs/basics/05_distributed.ipynb #22490136
 def common(

@@ -8,6 +8,7 @@ __all__ = ['Affinity', 'affinity_map', 'plot_affinity', 'masked_crf_loss']
 # %% ../../nbs/method/32_mcrf.ipynb #d676e533
 import ctypes
 import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -277,12 +278,31 @@ def _walk_in_c(
     return energy.sum(1).float(), gradient
 
 # %% ../../nbs/method/32_mcrf.ipynb #c9beffc5
+_WITHOUT_TRITON: set[str] = set()  # devices on which it failed
+
+
+def _walk_in_triton(
+    probs: Tensor, image: Tensor, unlabelled: Tensor, kernel: Affinity, with_gradient: bool
+) -> tuple[Tensor, Tensor | None] | None:  # as `_walk`; None: not for these tensors, or no Triton
+    "The same in one launch, for float32 on a CUDA device."
+    device = str(probs.device)
+    if probs.device.type != "cuda" or probs.dtype != torch.float32 or not probs.numel() or device in _WITHOUT_TRITON:
+        return None
+    try:
+        from attenscribble.method.gpu import walk_on_gpu  # Triton takes long to import
+        return walk_on_gpu(probs, image, unlabelled, kernel)
+    except Exception as error:
+        _WITHOUT_TRITON.add(device)
+        warnings.warn(f"masked CRF: no Triton on {device}, a slower form runs: {str(error)[:300]}", stacklevel=2)
+        return None
+
+# %% ../../nbs/method/32_mcrf.ipynb #dc06d2e6
 class _PairEnergy(torch.autograd.Function):
     "Σ_p Σ_q s(p,q)·(1 − Σ_c P_p P_q) of each image, [N]; its gradient in `probs` is found on the way."
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:  # those of `_walk`
-        energy, gradient = _walk_in_c(*arguments) or _walk(*arguments)
+        energy, gradient = _walk_in_c(*arguments) or _walk_in_triton(*arguments) or _walk(*arguments)
         ctx.save_for_backward(gradient)
         return energy
 

@@ -21,11 +21,17 @@ class Switches(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     released: ClassVar[dict[str, Any]] = {}  # of a method's own switches: what its published code does otherwise
 
+# %% ../../nbs/method/35_switches.ipynb #eb479295
+class _ReachSwitches(Switches):
+    "What the unit of windows and distance decays is."
+
+    reach: Literal["px", "input"] = Field("px", description="radii, sigmas: as given, or of a 256² input and scaled")
+
 # %% ../../nbs/method/35_switches.ipynb #c99cfd4a
 class _PceSwitches(Switches):
     "Switches of the partial cross-entropy (eq. 1)."
 
-    pce_reduction: Literal["batch", "image"] = Field("batch", description="mean over the annotated pixels of what")
+    pce_reduction: Literal["batch", "image", "class"] = Field("batch", description="mean over the strokes of what")
 
 # %% ../../nbs/method/35_switches.ipynb #4403dc8f
 class _CrfSwitches(Switches):
@@ -70,6 +76,12 @@ class _AslSwitches(Switches):
     asl_grad_p: bool = Field(True, description="the loss moves the prediction")
     asl_grad_s: bool = Field(True, description="the loss moves the attention")
 
+# %% ../../nbs/method/35_switches.ipynb #00a24c6b
+class _SelfSwitches(Switches):
+    "Switches of self-training."
+
+    self_threshold: float = Field(0.9, ge=0, lt=1, description="probability above which the average's answer counts")
+
 # %% ../../nbs/method/35_switches.ipynb #ab13234a
 class NetSwitches(Switches):
     "Switches of the network."
@@ -83,7 +95,7 @@ class NetSwitches(Switches):
         return json.loads(options) if isinstance(options, str) else options
 
 # %% ../../nbs/method/35_switches.ipynb #4f089926
-class MethodSwitches(NetSwitches, _PceSwitches, _CrfSwitches, _SsaSwitches, _AslSwitches):
+class MethodSwitches(NetSwitches, _ReachSwitches, _PceSwitches, _CrfSwitches, _SsaSwitches, _AslSwitches, _SelfSwitches):
     "All switches that touch the method, under flat names."
 
 # %% ../../nbs/method/35_switches.ipynb #7af0618f

@@ -8,6 +8,7 @@ __all__ = ['entropy_loss', 'entropy_term', 'gated_crf_term', 'mumford_shah_loss'
 
 # %% ../../nbs/rivals/43_regularisers.ipynb #5f68fba0
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,16 @@ from torch import Tensor
 # %% ../../nbs/rivals/43_regularisers.ipynb #bc4717cc
 from ..basics.distributed import BatchMean, batch_loss, rank, ratio
 from ..method.mcrf import masked_crf_loss
-from ..method.objective import SEGMENTATION, LossContext, Method, Term, register, window_radius
+from attenscribble.method.objective import (
+    SEGMENTATION,
+    STROKE_DICE,
+    LossContext,
+    Method,
+    Term,
+    reach_of,
+    register,
+    window_radius,
+)
 from ..method.switches import Switches
 from .pseudo import RandomWalker, WalkerSwitches
 
@@ -42,15 +52,20 @@ def entropy_term(
 register(Method("entropy-minimisation", "EM", "Grandvalet and Bengio 2004; WSL4MIS, Entropy_Mini_2D",
                 (SEGMENTATION, Term("entropy", entropy_term, weight=0.1))))
 
+# %% ../../nbs/rivals/43_regularisers.ipynb #ded8c6bd
+register(Method("partial-loss", "CE + Dice", "Gotkowski et al. 2024, arXiv:2403.12834: a partial loss, augmented",
+                (SEGMENTATION, replace(STROKE_DICE, weight=1.0)),
+                settings={"augment_zoom": 0.25, "augment_look": 0.3, "optimiser": "nesterov"}))
+
 # %% ../../nbs/rivals/43_regularisers.ipynb #07884ec4
 def gated_crf_term(
     context: LossContext,  # of the batch; its switches that begin with crf_
 ) -> BatchMean:  # of a loss
     "The CRF of eqs. 4 and 5 over all pixels (Obukhov et al. 2019)."
-    switches = context.switches
+    switches, share = context.switches, reach_of(context)
     return masked_crf_loss.of_batch(
         context.probs, context.batch.image, unlabelled=None,
-        radius=window_radius(switches.crf_radius, switches.crf_window), sigma_xy=switches.crf_sigma_xy,
+        radius=window_radius(switches.crf_radius, switches.crf_window, share), sigma_xy=switches.crf_sigma_xy * share,
         sigma_i=switches.crf_sigma_i, weight=switches.crf_kernel_weight, count_padding=switches.crf_count_padding)
 
 # %% ../../nbs/rivals/43_regularisers.ipynb #096727c0

@@ -29,7 +29,7 @@ class Ema(nn.Module):
         model: nn.Module,  # the network at its start; a copy of it is made
         decay: float = 0.99,  # α, in [0,1)
         *,
-        buffers: bool = True,  # copy batch norm's statistics from the network at each step
+        buffers: bool | str = True,  # batch norm's statistics: copy the network's at each step, or "average" them too
         training: bool = True,  # mode in which it is asked: True with dropout and batch statistics
     ) -> None:
         super().__init__()
@@ -49,12 +49,15 @@ class Ema(nn.Module):
         step: int,  # iterations done before that step
     ) -> None:
         "Move towards the network."
-        alpha = min(1 - 1 / (step + 1), self.decay)
-        for ours, theirs in zip(self.network.parameters(), model.parameters(), strict=True):
-            ours.lerp_(theirs, 1 - alpha)
-        if self.buffers_follow:
-            for mine, new in zip(self.network.buffers(), model.buffers(), strict=True):
+        ours: list[Tensor] = list(self.network.parameters())
+        theirs: list[Tensor] = list(model.parameters())
+        pairs = list(zip(self.network.buffers(), model.buffers(), strict=True)) if self.buffers_follow else []
+        for mine, new in pairs:
+            if self.buffers_follow == "average" and mine.is_floating_point():
+                ours, theirs = [*ours, mine], [*theirs, new]
+            else:
                 mine.copy_(new)
+        torch._foreach_lerp_(ours, theirs, 1 - min(1 - 1 / (step + 1), self.decay))  # all of them in one call
 
 # %% ../../nbs/rivals/41_teachers.ipynb #9a3a7dd6
 def uncertainty(

@@ -181,6 +181,8 @@ class Draw:
     turns: Tensor  # [N] int64, 0..3 quarter turns anticlockwise, as `np.rot90`
     flip: Tensor  # [N] int64, the array axis reversed, 0 or 1; -1 for none
     angle: Tensor  # [N] float64, degrees, the sign of `scipy.ndimage.rotate`: positive is anticlockwise
+    zoom: Tensor | None = None  # [N] float64, above 1 the middle grows; None: nothing grows
+    look: Tensor | None = None  # [N,3] float32, logarithms of gamma and contrast, and brightness; None: as scanned
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -189,7 +191,8 @@ class Draw:
         return len(self.turns)
 
     def __getitem__(self, part: slice) -> "Draw":  # some of the slices: their choices
-        return Draw(self.turns[part], self.flip[part], self.angle[part])
+        zoom, look = (None if choice is None else choice[part] for choice in (self.zoom, self.look))
+        return Draw(self.turns[part], self.flip[part], self.angle[part], zoom, look)
 
 
 # %%
@@ -221,14 +224,19 @@ def draw_augmentation(
     count: int,  # slices in the batch
     kind: str,  # "acdc": ½ quarter turns and a flip, ¼ a rotation; "chaos": ¼ a rotation; "none"
     generator: torch.Generator,  # on the CPU, so that a run repeats on any device; "none" leaves it alone
+    *,
+    zoom: float = 0.0,  # half of the slices grow or shrink by a factor of up to 1 + zoom
+    look: float = 0.0,  # strength of a random gamma, contrast and brightness; 0: intensities stay
 ) -> Draw:  # `count` independent draws
-    "Draw an augmentation per slice, as the released loaders do. Raises ValueError on another kind."
+    "Draw an augmentation per slice, as the released loaders do, and more if asked. Raises ValueError on another kind."
     if kind not in _AUGMENTATIONS:
         raise ValueError(f"kind: found {kind!r}, expected one of {', '.join(_AUGMENTATIONS)}")
-    if kind == "none":
-        still = torch.zeros(count, dtype=torch.int64)
-        return Draw(turns=still, flip=still - 1, angle=still.double())
-    return _draw_choices(count, kind == "acdc", generator)
+    still = torch.zeros(count, dtype=torch.int64)
+    known = Draw(still, still - 1, still.double())
+    if kind != "none":
+        known = _draw_choices(count, kind == "acdc", generator)
+    return Draw(known.turns, known.flip, known.angle, _draw_zoom(count, zoom, generator) if zoom else None,
+                _draw_look(count, look, generator) if look else None)
 
 
 # %%
@@ -243,6 +251,36 @@ def _draw_choices(count: int, turning: bool, generator: torch.Generator) -> Draw
     angle = torch.randint(-20, 20, (count,), generator=generator)
     turned, rotated = coins[0] & turning, ~coins[0] & coins[1]
     return Draw(turns.where(turned, 0), axis.where(turned, -1), angle.where(rotated, 0).double())
+
+
+# %% [markdown]
+# Two further choices are not in the released code and are off unless a run asks for them: the size of the body, and how bright the scanner made it.
+
+# %%
+#| export
+def _draw_zoom(count: int, most: float, generator: torch.Generator) -> Tensor:
+    "[N] float64: 1 for half of the slices, else a factor between 1/(1 + most) and 1 + most, even in its logarithm."
+    coin, factor = torch.rand(2, count, generator=generator, dtype=torch.float64)
+    return torch.where(coin < 0.5, 1.0, (1 + most) ** (2 * factor - 1))
+
+
+def _draw_look(count: int, strength: float, generator: torch.Generator) -> Tensor:
+    "[N,3] float32: zeros for a quarter of the slices, else up to ±strength for gamma and contrast, a third of it last."
+    drawn = strength * (2 * torch.rand(count, 3, generator=generator) - 1) * torch.tensor([1.0, 1.0, 1 / 3])
+    return drawn * (torch.rand(count, 1, generator=generator) < 0.75)
+
+
+# %%
+#| export
+def changed_look(
+    image: Tensor,  # [N,K,H,W] float32 in [0,1]
+    look: Tensor,  # [N,3] float32, as `draw_augmentation` draws it; zeros leave an image as it is
+) -> Tensor:  # [N,K,H,W] float32, around [0,1]
+    "The image to the power of e^gamma, spread around its mean by e^contrast, and brighter."
+    gamma, contrast, brightness = look[:, :, None, None, None].unbind(1)
+    bent = image.clamp(min=1e-6) ** gamma.exp()
+    mean = bent.mean((2, 3), keepdim=True)
+    return (bent - mean) * contrast.exp() + mean + brightness
 
 
 # %% [markdown]
@@ -307,11 +345,10 @@ def _turn_and_flip(turns: Tensor, flip: Tensor, height: Tensor, width: Tensor) -
 # %%
 #| export
 def _rotate_back(
-    y: Tensor, x: Tensor, angle: Tensor, rows: Tensor, columns: Tensor
+    y: Tensor, x: Tensor, turn: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Row and column before the rotation, [N,S,S] int64, and inside, [N,S,S] bool, of pixels (y,x) after it."
-    degrees = angle.cpu().double().numpy()
-    cos, sin = (torch.from_numpy(np.asarray(f(degrees))).to(y.device)[:, None] for f in (cosdg, sindg))
+    cos, sin = (factor[:, None] for factor in turn)
     middle_y, middle_x = (rows[:, None] - 1).double() / 2, (columns[:, None] - 1).double() / 2
     shift_y = middle_y - (cos * middle_y + sin * middle_x)
     shift_x = middle_x - (cos * middle_x - sin * middle_y)
@@ -326,6 +363,40 @@ def _rotate_back(
 # **All of it**, for slices of different sizes, without a loop: backwards, as a pixel is looked up, which means resize,
 # rotation, then flip and quarter turns. The rotation is computed only for those slices that are rotated.
 
+# %% [markdown]
+# The choices are made on the CPU. A GPU gets them in one go, from memory that it can read while the CPU goes on, and rotates all slices, because to pick
+# some it would have to be asked how many. A slice that grows is looked up in smaller steps: cosine and sine over its zoom.
+
+# %%
+#| export
+def _sent(draw: Draw, device: torch.device) -> tuple[Tensor, ...]:
+    "Turns and flip, [N] int64, cosine and sine over zoom, [N] float64, on a device."
+    degrees = draw.angle.cpu().double().numpy()
+    turn = [torch.from_numpy(np.asarray(f(degrees))) for f in (cosdg, sindg)]
+    if draw.zoom is not None:
+        turn = [factor / draw.zoom for factor in turn]
+    if device.type != "cuda":
+        return (draw.turns.to(device), draw.flip.to(device), *(factor.to(device) for factor in turn))
+    table = send(torch.stack([draw.turns.double(), draw.flip.double(), *turn]), device)
+    return table[0].long(), table[1].long(), table[2], table[3]
+
+
+def _moved(draw: Draw, device: torch.device) -> Tensor | slice:
+    "Which slices are rotated or grow; on a GPU all of them."
+    moved = draw.angle != 0 if draw.zoom is None else (draw.angle != 0) | (draw.zoom != 1)
+    return slice(None) if device.type == "cuda" else moved.nonzero()[:, 0].to(device)
+
+
+# %%
+#| export
+def send(
+    values: Tensor,  # a small tensor on the CPU
+    device: torch.device,  # where it goes
+) -> Tensor:  # there
+    "To another device, and on to the next line at once: a GPU copies when it gets there."
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 # %%
 #| export
 def index_map(
@@ -336,24 +407,23 @@ def index_map(
 ) -> tuple[Tensor, Tensor | None]:  # position [N,S,S] int64, 0 where not inside; inside [N,S,S] bool, None: all are
     "The native pixel, counted from its slice's first one, behind every pixel of an augmented and resized batch."
     draw = draw_augmentation(len(height), "none", torch.default_generator) if draw is None else draw
-    turns, flip = draw.turns.to(height.device), draw.flip.to(height.device)
+    turns, flip, *turn = _sent(draw, height.device)
     rows, columns = _turned_size(turns, height, width)
     y, x = _resize_index(rows, size), _resize_index(columns, size)
     steps = [step[:, None, None] for step in _turn_and_flip(turns, flip, height, width)]
     position = steps[0] + steps[1] * y[:, :, None] + steps[2] * x[:, None, :]
-    return _rotate(position, steps, y, x, rows, columns, draw.angle)
+    return _rotate(position, steps, y, x, rows, columns, turn, _moved(draw, height.device))
 
 
 # %%
 #| export
 def _rotate(position: Tensor, steps: list[Tensor], y: Tensor, x: Tensor, rows: Tensor, columns: Tensor,
-            angle: Tensor) -> tuple[Tensor, Tensor | None]:
-    "Positions where some slices are rotated, and inside: None if no slice is."
-    chosen = angle.nonzero()[:, 0]
-    if not len(chosen):
+            turn: list[Tensor], some: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+    "Positions where some slices are rotated or grow, and inside: None if no slice is."
+    if isinstance(some, Tensor) and not len(some):
         return position, None
-    some = chosen.to(position.device)
-    row, column, within = _rotate_back(y[some], x[some], angle[chosen], rows[some], columns[some])
+    cos, sin = (factor[some] for factor in turn)
+    row, column, within = _rotate_back(y[some], x[some], (cos, sin), rows[some], columns[some])
     start, down, right = (step[some] for step in steps)
     position[some] = (start + down * row + right * column).where(within, 0)
     inside = torch.ones_like(position, dtype=torch.bool)
@@ -437,6 +507,12 @@ class Batch:
     index: Tensor  # [N] int64, the slice's number in the store
     ignore: int  # value of a pixel without target
     pseudo: Tensor | None = None  # [N,S,S] int64, class id or `ignore`: guessed labels, if there are any
+    look: Tensor | None = None  # [N,3] float32: how the network sees the image, while the losses see it as scanned
+
+    @property
+    def seen(self) -> Tensor:
+        "[N,K,S,S]: the image for the network."
+        return self.image if self.look is None else changed_look(self.image, self.look)
 
 
 # %% [markdown]
@@ -658,16 +734,17 @@ def _checked_pseudo(store: SliceStore, labels: Tensor, fill: int | None) -> tupl
 #| export
 def _gather(store: SliceStore, index: Tensor, size: int, draw: Draw | None) -> Batch:
     "Some slices, augmented and resized, in one look-up each for image, target and pseudo labels."
-    rows = index.to(store._start.device)
+    rows = send(index, store._start.device)
     position, inside = index_map(store._height[rows], store._width[rows], size, draw)
     position += store._start[rows, None, None]
-    index, inside = index.to(store.device), None if inside is None else inside.to(store.device)
+    index, inside = rows.to(store.device), None if inside is None else inside.to(store.device)
     image = torch.stack([_look_up(store._images, plane, inside, 0) for plane in _planes(store, rows, position)], 1)
     position, pseudo = position.to(store.device), None
     target = _look_up(store._targets, position, inside, store._fill[index, None, None]).long()
     if store._pseudo is not None:
         pseudo = _look_up(store._pseudo, position, inside, store._pseudo_fill[index, None, None]).long()
-    return Batch(image, target, store.single_class[index], index, store.ignore, pseudo)
+    look = None if draw is None or draw.look is None else send(draw.look, store.device)
+    return Batch(image, target, store.single_class[index], index, store.ignore, pseudo, look)
 
 
 # %%

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attenscribble.basics.distributed import BatchMean, batch_loss, ratio
+from attenscribble.basics.distributed import BatchMean, Group, batch_loss, common, ratio
 
 # %%
 import os
@@ -191,7 +191,7 @@ def partial_cross_entropy(
     scribble: Tensor,  # [N,H,W] int64: class id in 0 … C−1, or `ignore`
     *,
     ignore: int,  # value of an unannotated pixel, no class id: the dataset's, never a literal
-    reduction: str = "batch",  # mean over Ω_L of the whole "batch", or of each "image", then over annotated images
+    reduction: str = "batch",  # mean over Ω_L of the "batch"; of each "image", or each "class" of it, then over these
 ) -> BatchMean:  # called plainly, a tensor: [] float32, or float64 for float64 logits
     """Cross-entropy averaged over the annotated pixels Ω_L: eq. 1 of the AttenScribble paper.
 
@@ -209,16 +209,35 @@ def partial_cross_entropy(
     surprise = F.nll_loss(log_probs, scribble, ignore_index=ignore, reduction="none")  # [N,H,W], 0 outside Ω_L
     if reduction == "batch":
         return ratio(surprise.sum(), labelled.sum())
+    if reduction == "class":
+        return _mean_of_classes(surprise, scribble, logits.shape[1], labelled)
     pixels = labelled.sum((1, 2))  # [N]
     return ratio((surprise.sum((1, 2)) / pixels.clamp(min=1)).sum(), (pixels > 0).sum())
+
+
+# %% [markdown]
+# A stroke through the liver is long, one through a kidney short. With `reduction="class"` each class that was drawn in the batch counts alike.
+
+# %%
+#| export
+def _mean_of_classes(surprise: Tensor, scribble: Tensor, classes: int, labelled: Tensor) -> BatchMean:
+    "The mean over the annotated pixels of each class, then over the classes that the whole batch shows."
+    member = F.one_hot(scribble.where(labelled, 0), classes) * labelled[..., None]  # [N,H,W,C]
+    totals, pixels = (surprise[..., None] * member).sum((0, 1, 2)), member.sum((0, 1, 2))
+
+    def mean(group: Group) -> Tensor:
+        counts = group.sum(pixels)
+        return (group.sum(totals) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+    return common(mean)
 
 
 # %%
 #| export
 def _check(logits: Tensor, scribble: Tensor, ignore: int, reduction: str) -> None:
     "Raise TypeError or ValueError for a dtype, shape or option that eq. 1 does not cover."
-    if reduction not in ("batch", "image"):
-        raise ValueError(f'reduction: found {reduction!r}, expected "batch" or "image"')
+    if reduction not in ("batch", "image", "class"):
+        raise ValueError(f'reduction: found {reduction!r}, expected "batch", "image" or "class"')
     if not logits.is_floating_point():
         raise TypeError(f"logits: found dtype {logits.dtype}, expected floats")
     if logits.ndim != 4:
@@ -265,6 +284,9 @@ assert_same(lambda z: partial_cross_entropy(z, scribble8, ignore=4),
             lambda z: naive_pce(z.softmax(1), scribble8, ignore=4), logits8)
 assert_same(lambda z: partial_cross_entropy(z, scribble8, ignore=4, reduction="image"),
             lambda z: sum(naive_pce(z[[n]].softmax(1), scribble8[[n]], ignore=4) for n in (0, 1)) / 2, logits8)
+assert_same(lambda z: partial_cross_entropy(z, scribble8, ignore=4, reduction="class"),
+            lambda z: sum(naive_pce(z.softmax(1), scribble8.where(scribble8 == c, 4), ignore=4) for c in range(4)) / 4,
+            logits8)
 
 assert partial_cross_entropy(confident, torch.zeros(1, 1, 1).long(), ignore=2) == 200
 nothing = partial_cross_entropy(confident, torch.full((1, 1, 1), 2), ignore=2)

@@ -22,6 +22,7 @@
 #| export
 import ctypes
 import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -564,6 +565,30 @@ def _walk_in_c(
     return energy.sum(1).float(), gradient
 
 
+# %% [markdown]
+# On a GPU the walk is [one program in Triton](38_gpu.ipynb). Where that does not run, PyTorch's operations do, and a warning says so once.
+
+# %%
+#| export
+_WITHOUT_TRITON: set[str] = set()  # devices on which it failed
+
+
+def _walk_in_triton(
+    probs: Tensor, image: Tensor, unlabelled: Tensor, kernel: Affinity, with_gradient: bool
+) -> tuple[Tensor, Tensor | None] | None:  # as `_walk`; None: not for these tensors, or no Triton
+    "The same in one launch, for float32 on a CUDA device."
+    device = str(probs.device)
+    if probs.device.type != "cuda" or probs.dtype != torch.float32 or not probs.numel() or device in _WITHOUT_TRITON:
+        return None
+    try:
+        from attenscribble.method.gpu import walk_on_gpu  # Triton takes long to import
+        return walk_on_gpu(probs, image, unlabelled, kernel)
+    except Exception as error:
+        _WITHOUT_TRITON.add(device)
+        warnings.warn(f"masked CRF: no Triton on {device}, a slower form runs: {str(error)[:300]}", stacklevel=2)
+        return None
+
+
 # %%
 #| export
 class _PairEnergy(torch.autograd.Function):
@@ -571,7 +596,7 @@ class _PairEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:  # those of `_walk`
-        energy, gradient = _walk_in_c(*arguments) or _walk(*arguments)
+        energy, gradient = _walk_in_c(*arguments) or _walk_in_triton(*arguments) or _walk(*arguments)
         ctx.save_for_backward(gradient)
         return energy
 

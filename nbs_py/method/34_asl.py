@@ -23,6 +23,7 @@
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -213,12 +214,21 @@ def _moved(dy: Tensor, dx: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tenso
 
 # %%
 #| export
+@lru_cache(maxsize=8)  # a training asks for the same one in every step
+def _window_on(
+    grid: tuple[int, int], radius: int, sigma_xy: float, device: torch.device, dtype: torch.dtype
+) -> _Window:
+    "Half of the window around each cell of a grid."
+    with torch.inference_mode(False):  # it outlives the call, and a training may be the next to ask
+        dy, dx = _offsets(grid, radius, device)
+        there, inside = _moved(dy, dx, grid)
+        back, behind = _moved(-dy, -dx, grid)
+        return _Window(there, back, inside, behind, torch.exp(-(dy**2 + dx**2).to(dtype) / (2 * sigma_xy**2)))
+
+
 def _window(grid: tuple[int, int], radius: int, sigma_xy: float, like: Tensor) -> _Window:
-    "Half of the window around each cell of a grid, on the device and in the dtype of `like`."
-    dy, dx = _offsets(grid, radius, like.device)
-    there, inside = _moved(dy, dx, grid)
-    back, behind = _moved(-dy, -dx, grid)
-    return _Window(there, back, inside, behind, torch.exp(-(dy**2 + dx**2).to(like.dtype) / (2 * sigma_xy**2)))
+    "The same on the device and in the dtype of `like`."
+    return _window_on(grid, radius, sigma_xy, like.device, like.dtype)
 
 
 # %% [markdown]

@@ -64,6 +64,18 @@ class Switches(BaseModel):
 # %% [markdown]
 # ## The switches of each part
 #
+# All windows are given in pixels or cells of the paper's 256² input. `reach="input"` keeps their share of the input when it has another side: at 128²
+# they become half as wide. With `"px"` the numbers are taken as they are.
+
+# %%
+#| export
+class _ReachSwitches(Switches):
+    "What the unit of windows and distance decays is."
+
+    reach: Literal["px", "input"] = Field("px", description="radii, sigmas: as given, or of a 256² input and scaled")
+
+
+# %% [markdown]
 # The partial cross-entropy ([chapter 31](31_pce.ipynb)) and the masked CRF ([chapter 32](32_mcrf.ipynb)).
 
 # %%
@@ -71,7 +83,7 @@ class Switches(BaseModel):
 class _PceSwitches(Switches):
     "Switches of the partial cross-entropy (eq. 1)."
 
-    pce_reduction: Literal["batch", "image"] = Field("batch", description="mean over the annotated pixels of what")
+    pce_reduction: Literal["batch", "image", "class"] = Field("batch", description="mean over the strokes of what")
 
 
 # %%
@@ -126,6 +138,14 @@ class _AslSwitches(Switches):
     asl_grad_s: bool = Field(True, description="the loss moves the attention")
 
 
+# %%
+#| export
+class _SelfSwitches(Switches):
+    "Switches of self-training."
+
+    self_threshold: float = Field(0.9, ge=0, lt=1, description="probability above which the average's answer counts")
+
+
 # %% [markdown]
 # The network, the book's U-Net or another one ([chapter 37](37_other_networks.ipynb)).
 
@@ -148,7 +168,7 @@ class NetSwitches(Switches):
 
 # %%
 #| export
-class MethodSwitches(NetSwitches, _PceSwitches, _CrfSwitches, _SsaSwitches, _AslSwitches):
+class MethodSwitches(NetSwitches, _ReachSwitches, _PceSwitches, _CrfSwitches, _SsaSwitches, _AslSwitches, _SelfSwitches):
     "All switches that touch the method, under flat names."
 
 

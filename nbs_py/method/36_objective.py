@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 # %%
 #| export
-from attenscribble.basics.distributed import BatchMean, batch_loss, common
+from attenscribble.basics.distributed import BatchMean, batch_loss, common, mean_of
 from attenscribble.basics.errors import one_of
 from attenscribble.data.batches import Batch
 from attenscribble.method.asl import attentive_similarity_loss
@@ -45,7 +45,7 @@ from attenscribble.method.switches import MethodSwitches, Switches, import_named
 from ipywidgets import interact
 
 from attenscribble.basics.checking import exercise
-from attenscribble.basics.distributed import mean_of, ratio
+from attenscribble.basics.distributed import ratio
 from attenscribble.basics.drawing import draw, panels
 from attenscribble.data.batches import SliceStore
 from attenscribble.data.phantom import phantom
@@ -96,7 +96,7 @@ def plot_pulls(confidence=6.0):
     _, axes = panels(5)
     draw(axes[0], batch.image[0, 0], scribble=batch.target[0], ignore=4, title="image and scribble")
     draw(axes[1], batch.image[0, 0], label=rough.argmax(1)[0], outline=label[0], title="prediction, true outline")
-    for axis, term in zip(axes[2:], METHODS["ours"].terms, strict=True):
+    for axis, term in zip(axes[2:], METHODS["ours"].terms, strict=False):
         arrow = pull(term, rough)
         bound = float(arrow.abs().quantile(0.999)) or 1.0
         axis.imshow(arrow, cmap="RdBu_r", vmin=-bound, vmax=bound, interpolation="nearest")
@@ -112,7 +112,7 @@ plot_pulls()
 
 # %%
 drawn = batch.target[0] != batch.ignore
-seg, mcrf, atn = (pull(term, rough_logits(label)) for term in METHODS["ours"].terms)
+seg, mcrf, atn = (pull(term, rough_logits(label)) for term in METHODS["ours"].terms[:3])
 assert seg[drawn].ne(0).all() and seg[~drawn].eq(0).all()
 assert mcrf[drawn].eq(0).all() and atn[drawn].eq(0).all() and mcrf[~drawn].any() and atn[~drawn].any()
 
@@ -159,6 +159,7 @@ class LossContext:
     switches: MethodSwitches  # of the run
     model: nn.Module | None = None  # the network that made the logits; some keep more of this forward pass
     teacher: Any = None  # an nn.Module, of a method that has one
+    average: Any = None  # an nn.Module: the network's running average, with ema above 0
     step: int = 0  # iterations done so far
     iterations: int = 1  # of the whole run
     precision: torch.dtype | None = None  # autocast type of forward passes; None: plain float32
@@ -261,6 +262,15 @@ def rise(
     return lambda progress: math.exp(-5 * (1 - min(progress / share, 1)) ** 2)
 
 
+# %%
+#| export
+def linear(
+    share: float,  # of the run, after which the weight is full
+) -> Callable[[float], float]:  # share of the run that is done → 0 … 1
+    "A ramp that rises evenly from 0."
+    return lambda progress: min(progress / share, 1.0)
+
+
 # %% [markdown]
 # ## The paper's terms
 #
@@ -282,9 +292,19 @@ def scribble_term(
 def window_radius(
     radius: int,  # as the switch has it
     window: str,  # "inclusive" or "strict"
-) -> int:  # of the same unit
+    share: float = 1.0,  # of `reach_of`
+) -> int:  # of the same unit, at least 1 unless the window is strict
     "Largest offset inside the window: the radius itself, or one less when the window is strict."
-    return radius - (window == "strict")
+    return max(1, round(radius * share)) - (window == "strict")
+
+
+# %%
+#| export
+def reach_of(
+    context: LossContext,  # of one batch
+) -> float:  # by what radii and sigmas are multiplied
+    "1, or with `reach=input` the side of the input over the paper's 256 px."
+    return 1.0 if context.switches.reach == "px" else context.batch.image.shape[-1] / 256
 
 
 # %%
@@ -293,11 +313,11 @@ def mcrf_term(
     context: LossContext,  # of one batch
 ) -> BatchMean:  # of a float32 number
     "Masked CRF (eqs. 4, 5)."
-    switches = context.switches
+    switches, share = context.switches, reach_of(context)
     return masked_crf_loss.of_batch(
-        context.probs, context.batch.image, radius=window_radius(switches.crf_radius, switches.crf_window),
+        context.probs, context.batch.image, radius=window_radius(switches.crf_radius, switches.crf_window, share),
         unlabelled=None if switches.crf_mask == "none" else context.unlabelled,
-        sigma_xy=switches.crf_sigma_xy, sigma_i=switches.crf_sigma_i, mask_neighbours=switches.crf_mask == "pq",
+        sigma_xy=switches.crf_sigma_xy * share, sigma_i=switches.crf_sigma_i, mask_neighbours=switches.crf_mask == "pq",
         weight=switches.crf_kernel_weight, denominator=switches.crf_denominator,
         count_padding=switches.crf_count_padding)
 
@@ -336,8 +356,9 @@ def _attention_that_ran(context: LossContext) -> SpatialSelfAttention:
 #| export
 def _similarity_options(context: LossContext) -> dict[str, Any]:
     "The options of the attentive similarity loss that do not depend on the attention."
-    switches = context.switches
-    return {"radius": window_radius(switches.asl_radius, switches.asl_window), "sigma_xy": switches.asl_sigma_xy,
+    switches, share = context.switches, reach_of(context)
+    return {"radius": window_radius(switches.asl_radius, switches.asl_window, share),
+            "sigma_xy": switches.asl_sigma_xy * share,
             "logit_scale": switches.asl_logit_scale, "similarity_scale": switches.asl_similarity_scale,
             "denominator": switches.asl_denominator, "resize": switches.asl_resize,
             "unlabelled": context.unlabelled if switches.asl_mask == "omega_u" else None,
@@ -390,6 +411,40 @@ def dense_term(
 ) -> BatchMean:  # of a float32 number
     "The upper bound's loss, on dense labels."
     return dense_loss.of_batch(context.logits, context.batch.target, ignore=context.batch.ignore)
+
+
+# %% [markdown]
+# ## Two terms that the paper does not have
+#
+# They weigh nothing unless a preset or a setting says otherwise, and a term of weight 0 is not computed. The first is Dice on the strokes alone. It counts
+# each class once, so a short stroke through a kidney is worth as much as a long one through the liver.
+
+# %%
+#| export
+def stroke_dice_term(
+    context: LossContext,  # of one batch
+) -> BatchMean:  # of a float32 number
+    "Dice on the annotated pixels."
+    return dice_loss.of_batch(context.probs, context.batch.target, ignore=context.batch.ignore)
+
+
+# %% [markdown]
+# The second is self-training. A running average of the network's weights makes fewer mistakes than the network of the moment. Where the average is sure,
+# its answer becomes a label for the pixels without a stroke.
+
+# %%
+#| export
+def self_term(
+    context: LossContext,  # of one batch, with the network's average
+) -> BatchMean:  # of a float32 number
+    "Cross-entropy and Dice with strokes and with what the averaged network is sure of. Raises ValueError without one."
+    if context.average is None:
+        raise ValueError("ema: found 0, expected a decay such as 0.99: self-training asks the averaged network")
+    batch, best = context.batch, context.ask(context.average, context.batch.image).softmax(1).max(1)
+    sure = best.indices.where(best.values > context.switches.self_threshold, batch.ignore)
+    context.notes["sure"] = mean_of((sure != batch.ignore).float())
+    labels = torch.where(batch.target == batch.ignore, sure, batch.target)
+    return dense_loss.of_batch(context.logits, labels, ignore=batch.ignore)
 
 
 # %% [markdown]
@@ -519,6 +574,8 @@ def method_named(
 SEGMENTATION = Term("seg", scribble_term)
 MASKED_CRF = Term("mcrf", mcrf_term, weight=0.1)
 ATTENTIVE = Term("atn", attention_term, weight=0.1)
+STROKE_DICE = Term("dice", stroke_dice_term, weight=0.0)
+SELF = Term("self", self_term, weight=0.0, ramp=after(0.5))
 
 # %%
 #| export
@@ -527,7 +584,7 @@ register(Method("fully", "Fully", "upper bound: dense labels, WSL4MIS", (Term("d
 register(Method("pce", "pCE", "Lin et al. 2016, eq. 1", (SEGMENTATION,), settings={"lr": 0.03}))
 register(Method("ours-without-asl", "Ours w/o ASL", "Tian et al. 2023, ablation", (SEGMENTATION, MASKED_CRF),
                 network=unet_with_attention))
-register(Method("ours", "Ours", "Tian et al. 2023, eq. 7", (SEGMENTATION, MASKED_CRF, ATTENTIVE),
+register(Method("ours", "Ours", "Tian et al. 2023, eq. 7", (SEGMENTATION, MASKED_CRF, ATTENTIVE, STROKE_DICE, SELF),
                 network=unet_with_attention))
 
 # %%
@@ -561,11 +618,13 @@ class Objective:
         lam: Mapping[str, float] | None = None,  # term name → weight in place of the method's
         start: Mapping[str, int] | None = None,  # term name → first iteration in place of the method's
         options: Mapping[str, Any] | None = None,  # the method's own switches that differ from their defaults
+        ramp: Mapping[str, float] | None = None,  # term name → share of the run over which its weight rises evenly
     ) -> None:
-        "Raises ValueError when `lam` or `start` names a term, or `options` a switch, that the method does not have."
-        lam, start = _of_terms(method, "lam", lam), _of_terms(method, "start", start)
+        "Raises ValueError for a term in `lam`, `start` or `ramp`, or a switch in `options`, that the method lacks."
+        given = {"weight": _of_terms(method, "lam", lam), "start": _of_terms(method, "start", start),
+                 "ramp": {name: linear(share) for name, share in _of_terms(method, "ramp", ramp).items()}}
         self.options = method.options(**(options or {}))
-        self.terms = tuple(replace(t, weight=lam.get(t.name, t.weight), start=start.get(t.name, t.start))
+        self.terms = tuple(replace(t, **{what: own[t.name] for what, own in given.items() if t.name in own})
                            for t in method.terms)
 
     def __call__(

@@ -21,6 +21,7 @@
 # %%
 #| export
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -32,7 +33,16 @@ from torch import Tensor
 #| export
 from attenscribble.basics.distributed import BatchMean, batch_loss, rank, ratio
 from attenscribble.method.mcrf import masked_crf_loss
-from attenscribble.method.objective import SEGMENTATION, LossContext, Method, Term, register, window_radius
+from attenscribble.method.objective import (
+    SEGMENTATION,
+    STROKE_DICE,
+    LossContext,
+    Method,
+    Term,
+    reach_of,
+    register,
+    window_radius,
+)
 from attenscribble.method.switches import Switches
 from attenscribble.rivals.pseudo import RandomWalker, WalkerSwitches
 
@@ -148,6 +158,18 @@ undecided, certain = torch.full((1, 2, 3, 3), 0.5), torch.eye(2).view(2, 2, 1, 1
 torch.testing.assert_close(entropy_loss(undecided), torch.tensor(1.0), atol=1e-5, rtol=0)
 torch.testing.assert_close(entropy_loss(certain), torch.tensor(0.0), atol=1e-5, rtol=0)
 
+# %% [markdown]
+# ## None at all
+#
+# The benchmark ScribbleBench (Gotkowski et al. 2024) found that on seven datasets no penalty beats a plain loss on the strokes, if the rest of the training
+# is as careful as nnU-Net's: cross-entropy and Dice on the annotated pixels, and slices that grow, shrink and change their look. This is its row.
+
+# %%
+#| export
+register(Method("partial-loss", "CE + Dice", "Gotkowski et al. 2024, arXiv:2403.12834: a partial loss, augmented",
+                (SEGMENTATION, replace(STROKE_DICE, weight=1.0)),
+                settings={"augment_zoom": 0.25, "augment_look": 0.3, "optimiser": "nesterov"}))
+
 
 # %% [markdown]
 # ## Gated CRF
@@ -161,10 +183,10 @@ def gated_crf_term(
     context: LossContext,  # of the batch; its switches that begin with crf_
 ) -> BatchMean:  # of a loss
     "The CRF of eqs. 4 and 5 over all pixels (Obukhov et al. 2019)."
-    switches = context.switches
+    switches, share = context.switches, reach_of(context)
     return masked_crf_loss.of_batch(
         context.probs, context.batch.image, unlabelled=None,
-        radius=window_radius(switches.crf_radius, switches.crf_window), sigma_xy=switches.crf_sigma_xy,
+        radius=window_radius(switches.crf_radius, switches.crf_window, share), sigma_xy=switches.crf_sigma_xy * share,
         sigma_i=switches.crf_sigma_i, weight=switches.crf_kernel_weight, count_padding=switches.crf_count_padding)
 
 

@@ -124,8 +124,14 @@ class ScheduleSettings(Switches):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD (released)")
     weight_decay: float = Field(1e-4, ge=0, description="on all parameters (released)")
     power: float = Field(0.9, ge=0, description="of the polynomial decay (released)")
+    schedule: Literal["poly", "cosine"] = Field("poly", description="how the rate falls (released: poly)")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the run in which the rate rises first")
+    optimiser: Literal["sgd", "nesterov", "adamw"] = Field("sgd", description="SGD (released), Nesterov's, or AdamW")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are tested; 0: the last ones")
     lr_off_by_one: bool = Field(False, description="the released code's schedule lags one step behind")
     augmentation: Literal["dataset", "acdc", "chaos", "none"] = Field("dataset", description="what slices go through")
+    augment_zoom: float = Field(0.0, ge=0, lt=1, description="half of the slices grow or shrink by up to this share")
+    augment_look: float = Field(0.0, ge=0, le=1, description="strength of random gamma, contrast, brightness")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the network's forward pass")
 
     @field_validator("size")
@@ -146,6 +152,7 @@ class TestSettings(Switches):
     eval_every: int = Field(200, ge=1, description="iterations between checkpoints and validations")
     eval_resize: Literal["nearest-exact", "nearest"] = Field(
         "nearest-exact", description="masks back to the scan's grid; nearest (released) shifts them by half a pixel")
+    eval_flips: bool = Field(False, description="average over mirror images, where training saw them")
     hd95: bool = Field(True, description="score HD95 in mm; false where the voxel spacing is unknown")
 
 
@@ -192,6 +199,7 @@ class OpenSettings(Switches):
 
     lam: dict[str, float] = Field({}, description="term → weight in place of the method's: `lam_mcrf`, …")
     start: dict[str, int] = Field({}, description="term → first iteration in place of the method's: `start_atn`, …")
+    ramp: dict[str, float] = Field({}, description="term → share of the run over which its weight rises: `ramp_mcrf`")
     method_options: dict[str, Any] = Field({}, description="the method's own switches: `method_passes`, …")
     data: dict[str, Any] = Field({}, description="options of the dataset: `data_patients`, `data_sequence`, …")
 
@@ -256,7 +264,7 @@ class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSe
 
 # %%
 #| export
-OPEN = {"lam": "lam", "start": "start", "method": "method_options", "data": "data"}  # `lam_mcrf` is `mcrf` in `lam`
+OPEN = {"lam": "lam", "start": "start", "ramp": "ramp", "method": "method_options", "data": "data"}  # lam_… in lam
 
 
 # %%
@@ -284,7 +292,7 @@ def method_and_terms(
 ) -> tuple[Method, Objective]:  # the entry, and eq. 7 for this run
     "The method, and its terms with a run's weights, starts and switches. Raises ValueError for a term it lacks."
     method = method_named(config.method)
-    return method, Objective(method, config.lam, config.start, config.method_options)
+    return method, Objective(method, config.lam, config.start, config.method_options, config.ramp)
 
 
 # %% [markdown]
@@ -329,7 +337,8 @@ def _filled(
     options = method.options.released if preset == "released" else {}
     fills = _gathered({**method.settings, **PROFILES[profile], **PRESETS[preset], "method_options": dict(options)})
     terms = {term.name for term in method.terms}
-    fills["start"] = {name: step for name, step in fills.get("start", {}).items() if name in terms}
+    for group in ("lam", "start", "ramp"):
+        fills[group] = {name: value for name, value in fills.get(group, {}).items() if name in terms}
     if given.get("dataset", "phantom") != "phantom":  # the options that a profile fills in are the phantom's
         fills.pop("data", None)
     merged = {name: fills.get(name, {}) | given.get(name, {}) for name in OPEN.values()}

@@ -60,6 +60,7 @@ from attenscribble.method.other_networks import build_network
 from attenscribble.method.pce import partial_cross_entropy
 from attenscribble.runs.config import Config, current_names
 from attenscribble.runs.launch import launch, process_group, synchronise_batch_norm
+from attenscribble.rivals.teachers import Ema
 from attenscribble.runs.setup import Setup, resolve
 
 # %%
@@ -88,20 +89,40 @@ def poly_lr(
     return (1 - lag / config.iterations) ** config.power
 
 
+# %% [markdown]
+# Two more choices, which the paper does not make: the rate may rise evenly before it falls, and fall as half a cosine.
+
+# %%
+#| export
+def learning_rate(
+    step: int,  # iterations done so far
+    config: Config,  # schedule, warmup, and what `poly_lr` reads
+) -> float:  # factor on the first learning rate
+    "The schedule of a run."
+    rise = min((step + 1) / (config.warmup * config.iterations), 1.0) if config.warmup else 1.0
+    if config.schedule == "poly":
+        return rise * poly_lr(step, config)
+    return rise * (1 + math.cos(math.pi * step / config.iterations)) / 2
+
+
 # %%
 #| export
 def make_optimiser(
     model: nn.Module,  # on its device
     config: Config,  # rates, momentum, weight decay
-) -> torch.optim.SGD:  # each group keeps its first rate as `initial_lr`
-    "SGD over two groups: the attention has a learning rate of its own. Fused: one pass over each parameter."
+) -> torch.optim.Optimizer:  # each group keeps its first rate as `initial_lr`
+    "SGD or AdamW over two groups: the attention has a learning rate of its own. Fused: one pass over each parameter."
     attention = attention_of(model)
     inside = {id(p) for p in attention.parameters()} if attention else set()
     groups = [{"params": [p for p in model.parameters() if id(p) not in inside], "initial_lr": config.lr}]
     if attention:
         groups.append({"params": list(attention.parameters()), "initial_lr": config.attention_lr or config.lr})
-    optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
-                                fused=all(p.device.type in ("cpu", "cuda") for p in model.parameters()))
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay,
+                              "fused": all(p.device.type in ("cpu", "cuda") for p in model.parameters())}
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(groups, **shared)
+    nesterov = config.optimiser == "nesterov" and config.momentum > 0
+    optimiser = torch.optim.SGD(groups, momentum=config.momentum, nesterov=nesterov, **shared)
     for parameter in model.parameters() if config.momentum else ():  # some get their first gradient later than others,
         optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)  # which the fused form refuses
     return optimiser
@@ -150,6 +171,7 @@ class Training:
     optimiser: torch.optim.Optimizer
     teacher: nn.Module | None = None  # of a method that has one
     pseudo: Any = None  # guessed labels of a method that has them
+    average: Ema | None = None  # of the network's weights, with ema above 0
     step: int = 0  # iterations done
     seconds: float = 0.0  # time spent in the loop, over all sittings
     best: dict[str, Any] = field(default_factory=dict)  # step, loss and weights of the best validation
@@ -178,8 +200,9 @@ class Training:
 # %%
 #| export
 def _companions(state: Training) -> dict[str, Any]:
-    "Teacher and guessed labels, where the method has them: what changes during a run besides the network."
-    return {name: part for name, part in (("teacher", state.teacher), ("pseudo", state.pseudo)) if part is not None}
+    "Teacher, guessed labels and average, where there are any: what changes during a run besides the network."
+    parts = {"teacher": state.teacher, "pseudo": state.pseudo, "average": state.average}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 # %%
@@ -250,7 +273,8 @@ def start_training(
     if world_size() > 1:
         model = synchronise_batch_norm(model)
     teacher = method.teacher(model, setup.objective.options) if method.teacher else None
-    return Training(setup, model, make_optimiser(model, config), teacher)
+    average = Ema(model, config.ema, buffers="average", training=False) if config.ema else None
+    return Training(setup, model, make_optimiser(model, config), teacher, average=average)
 
 
 # %% [markdown]
@@ -298,10 +322,10 @@ def validation_loss(
 ) -> float:  # averaged over slices
     "Partial cross-entropy on held-out training patients; each process asks about all slices."
     state.model.eval()
-    total = torch.zeros((), device=store.device)
+    network, total = state.average or state.model, torch.zeros((), device=store.device)
     for index in torch.arange(len(store)).split(state.config.batch):
         batch = store.batch(index, state.config.size)
-        total += partial_cross_entropy(state.model(batch.image), batch.target, ignore=batch.ignore) * len(index)
+        total += partial_cross_entropy(network(batch.image), batch.target, ignore=batch.ignore) * len(index)
     state.model.train()
     return float(total) / len(store)
 
@@ -323,7 +347,7 @@ class Step(nn.Module):
         state: Training,  # network, teacher and setup
     ) -> None:
         super().__init__()
-        self.model, self.rest = state.model, (state.teacher, state.setup)  # in a tuple: no part of this module
+        self.model, self.rest = state.model, (state.teacher, state.average, state.setup)  # no parts of this module
         how, device = state.config.compile, state.setup.device
         wanted = how == "on" or (how == "auto" and device.type == "cuda")
         self.network = [torch.compile(state.model) if wanted else state.model]  # in a list: it is no second network
@@ -334,10 +358,10 @@ class Step(nn.Module):
         step: int,  # iterations done so far
     ) -> tuple[Tensor, dict[str, Tensor]]:  # this process's share of the loss, with its graph, and of what is logged
         "The loss of a batch."
-        teacher, setup = self.rest
+        teacher, average, setup = self.rest
         with torch.autocast(batch.image.device.type, setup.precision, enabled=setup.precision is not None):
-            logits = _asked(self, batch.image)
-        return setup.objective(LossContext(logits, batch, setup.config, self.model, teacher, step,
+            logits = _asked(self, batch.seen)
+        return setup.objective(LossContext(logits, batch, setup.config, self.model, teacher, average, step,
                                            setup.config.iterations, setup.precision))
 
 
@@ -388,14 +412,17 @@ def _optimise(state: Training, step_of: nn.Module, store: SliceStore, step: int,
     "One iteration on the slices `index`; what is to be logged, still on the device."
     config, dataset = state.config, state.setup.dataset
     kind = dataset.augmentation if config.augmentation == "dataset" else config.augmentation
-    draw = draw_augmentation(len(index), kind, torch.Generator().manual_seed(config.seed * 1_000_003 + step))
+    chance = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    draw = draw_augmentation(len(index), kind, chance, zoom=config.augment_zoom, look=config.augment_look)
     for group in state.optimiser.param_groups:
-        group["lr"] = group["initial_lr"] * poly_lr(step, config)
+        group["lr"] = group["initial_lr"] * learning_rate(step, config)
     with shard(len(index)) as part:
         loss, terms = step_of(store.batch(index[part], config.size, draw[part]), step)
         state.optimiser.zero_grad(set_to_none=True)
         (loss * world_size()).backward()  # gradients are averaged; shares are to be summed
     state.optimiser.step()
+    if state.average is not None:
+        state.average.follow(state.model, step)
     return terms
 
 
@@ -521,7 +548,8 @@ class Validation:
         loss = validation_loss(state, self.store)
         state.log[-1]["validation"] = loss
         if not state.best or loss < state.best["loss"]:
-            weights = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
+            tested = state.average.network if state.average else state.model
+            weights = {name: value.detach().clone() for name, value in tested.state_dict().items()}
             state.best = {"step": state.step, "loss": loss, "model": weights}
 
 

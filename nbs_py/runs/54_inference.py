@@ -584,9 +584,10 @@ class TrainedNetwork:
         state: Training,  # in progress or finished
     ) -> "TrainedNetwork":  # shares the training's weights
         "The network of a training as it is now; of a finished one with its best validated weights, if it kept some."
+        model = state.average.network if state.average else state.model
         if state.best and state.step == state.config.iterations:
-            state.model.load_state_dict(state.best["model"])
-        return cls(state.model, state.config, state.setup.dataset.facts(), state.setup.precision)
+            model.load_state_dict(state.best["model"])
+        return cls(model, state.config, state.setup.dataset.facts(), state.setup.precision)
 
     def segment(
         self,
@@ -594,8 +595,19 @@ class TrainedNetwork:
         **options: Any,  # batch_size, flips, probabilities of `predict_volume`
     ) -> Any:  # [Z,Y,X] uint8 class ids; with probabilities, [C,Z,Y,X] float32 too
         "Segment a scan. Raises what `predict_volume` raises."
+        options = {"flips": self.config.eval_flips and self.saw_flips} | options
         return predict_volume(self.model, image, size=self.config.size, autocast=self.precision,
                               back=self.config.eval_resize, **options)
+
+    @property
+    def saw_flips(self) -> bool:
+        "Whether the training saw mirror images."
+        return self.augmentation == "acdc"
+
+    @property
+    def augmentation(self) -> str:
+        "What the training's slices went through."
+        return self.facts["augmentation"] if self.config.augmentation == "dataset" else self.config.augmentation
 
 
 # %%
@@ -614,7 +626,7 @@ def load_network(
         raise DataError(path, "no word on its dataset", "a checkpoint of this version: train again with resume=false")
     model = build_network(method_named(config.method), facts.get("channels", 1), classes or len(facts["class_names"]),
                           config)
-    model.load_state_dict(content["best"]["model"] if content["best"] else content["model"])
+    model.load_state_dict(_tested_weights(content))
     model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
     return TrainedNetwork(model, config, facts, choose_precision(config.precision, target))
 
@@ -630,6 +642,16 @@ def load_network(
 #
 # Everything that can be refused is refused before the first scan: a checkpoint that is none, a missing modality, a 4D
 # file, a mask that is there already.
+
+# %%
+#| export
+def _tested_weights(content: dict[str, Any]) -> dict[str, Tensor]:
+    "Of a checkpoint's content: the validated best, else the averaged weights where the run kept some, else the last."
+    if content["best"]:
+        return content["best"]["model"]
+    average = content.get("average", {})
+    return {name.removeprefix("network."): value for name, value in average.items()} or content["model"]
+
 
 # %%
 #| export
@@ -657,7 +679,8 @@ def predict_files(
     _check_files(scans, files, overwrite)
     for name, images in tqdm(scans.items(), desc="scans"):
         case = read_scan(images, **network.facts["reading"])
-        _segment_file(network, case, files[name], batch_size=batch_size, flips=flips)
+        more = {"flips": True} if flips else {}  # else as the run's own settings say
+        _segment_file(network, case, files[name], batch_size=batch_size, **more)
     return [paths["mask"] for paths in files.values()]
 
 
@@ -665,10 +688,9 @@ def predict_files(
 #| export
 def _check_flips(network: TrainedNetwork, checkpoint: Path | str) -> None:
     "Raise DataError where the training saw no mirror images."
-    facts, config = network.facts, network.config
-    seen = facts["augmentation"] if config.augmentation == "dataset" else config.augmentation
-    if seen != "acdc":
-        raise DataError(f"{checkpoint}: flips", f"training on {facts['name']!r} with augmentation {seen!r}",
+    if not network.saw_flips:
+        seen, name = network.augmentation, network.facts["name"]
+        raise DataError(f"{checkpoint}: flips", f"training on {name!r} with augmentation {seen!r}",
                         "'acdc', which flips; else a mirror image is a patient the network never saw")
 
 
