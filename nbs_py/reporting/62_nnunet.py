@@ -593,4 +593,4 @@ exercise(check_refused, attempt_refused, solve_refused)
 #
 # `export_nnunet` writes a fold for nnU-Net, `check_nnunet` checks a folder against its rules, `score_predictions` gives
 # masks from anywhere the form of a result, so that [the tables](60_tables.ipynb) show them. Surprising: of our intensity
-# scaling, all but the cut disappears in nnU-Net's normalisation.
+# scaling, all but the cut disappears in nnU-Net's normalisation. [Next](63_statistics.ipynb): which differences between rows are real.
