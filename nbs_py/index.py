@@ -36,6 +36,7 @@
 # | [19 Datasets](data/19_datasets.ipynb) | where does the data lie? | `data.datasets` |
 # | [20 Batches](data/20_batches.ipynb) | how does a scan become what a network sees? | `data.batches` |
 # | [21 Downloads](data/21_download.ipynb) | is it the file they published? | `data.download` |
+# | [22 A dataset in one file](data/22_pack.ipynb) | how does a dataset travel to another machine? | `data.pack` |
 # | [30 The network](method/30_network.ipynb) | how far can a U-Net see? | `method.network` |
 # | [31 Partial cross-entropy](method/31_pce.ipynb) | what can 1 % of the pixels teach? | `method.pce` |
 # | [32 Masked CRF](method/32_mcrf.ipynb) | who tells the other 99 % what to be? | `method.mcrf` |
@@ -56,6 +57,7 @@
 # | [54 Inference](runs/54_inference.ipynb) | how do slices become a scan's mask? | `runs.inference` |
 # | [55 Metrics](runs/55_metrics.ipynb) | when is a mask good? | `runs.metrics` |
 # | [56 Runs](runs/56_run.ipynb) | what must be kept of a run? | `runs.run` |
+# | [57 Grids](runs/57_grid.ipynb) | which of sixty runs are done? | `runs.grid` |
 # | [60 Tables](reporting/60_tables.ipynb) | does our order agree with the paper's? | `reporting.tables` |
 # | [61 Figures](reporting/61_figures.ipynb) | where does each method go wrong? | `reporting.figures` |
 # | [62 nnU-Net](reporting/62_nnunet.ipynb) | how good is ours beside the usual tool? | `reporting.nnunet` |

@@ -8,6 +8,7 @@ __all__ = ['choose_device', 'choose_precision', 'Setup', 'with_held_out', 'resol
 # %% ../../nbs/runs/51_setup.ipynb #53810000
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -77,7 +78,7 @@ def resolve(
 ) -> Setup:  # with the configuration that the run is named by
     "Look up what a configuration names. Raises what `open_dataset` raises, ValueError for a root that nothing reads."
     if dataset is None:
-        if config.root and not SOURCES[config.dataset].folders:
+        if config.root and not SOURCES[config.dataset].folders and not Path(config.root).is_file():  # a pack is a file
             raise ValueError(f"root: found {config.root!r}, expected none for the {config.dataset}; "
                              "dataset=folder reads it")
         dataset = open_dataset(config.dataset, config.root or None, **config.data)
