@@ -145,7 +145,7 @@ _DAY_S = 24 * 3600.0
 
 @cache
 def _machine() -> str:
-    "A code for this machine, eight digits; of a container for the container, where processes have numbers of their own."
+    "A code for this machine, eight digits; in a container for the container, whose processes have their own numbers."
     apart = Path("/proc/self/ns/pid")
     with suppress(OSError):
         return hashlib.sha256(f"{platform.node()} {os.readlink(apart)}".encode()).hexdigest()[:8]
