@@ -430,13 +430,19 @@ def gated(context):
 
 gated = replace(METHODS["pce"], name="gated", title="gated", terms=(Term(term.name, gated),))
 """  # partial cross-entropy whose iterations wait until they are allowed
-GRID = TINY + """
+GRID = """
+archive = "results"
+iterations = 40
+size = 32
+batch = 4
+eval_every = 10
+data = {patients = 5, side = 32, slices = 4}
 method = ["mine:gated", "gated-crf"]
 seed = [1, 2]
 [[exclude]]
 method = "gated-crf"
 seed = 2
-"""  # three jobs
+"""  # three jobs, and just enough iterations that a mask is not empty
 
 
 def prepared(folder: Path, allowed: int = 1000) -> dict[str, str]:
@@ -524,7 +530,8 @@ def calm(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("grids") / "calm"
     env = prepared(folder)
     assert (asked := ask(folder, env, *COMMAND, "grid.toml", "--run", "--jobs", "2")).returncode == 0, asked.stderr
-    assert list(starts(folder / "runs").values()) == [1, 1, 1] and steps(folder).count(4) == 2
+    assert list(starts(folder / "runs").values()) == [1, 1, 1] and steps(folder).count(39) == 2
+    assert any(row["dsc"] for result in read_results(folder / "results") for row in result["cases"]), "scores to compare"
     return folder
 
 
@@ -537,8 +544,8 @@ def test_a_grid_that_is_killed_twice_ends_as_if_nobody_had_touched_it(tmp_path, 
         first.wait()
         with begun(folder, env, *command) as second:
             wait_until(lambda: WAITS in (folder / "said").read_text(), "waiting")
-            allow(folder, 7)
-            wait_until(lambda: done(folder) == 1 and len(steps(folder)) == 8, "in the second training")
+            allow(folder, 65)
+            wait_until(lambda: done(folder) == 1 and len(steps(folder)) == 66, "in the second training")
             for process in (second, *family(folder, "-m papermill")):  # its kernel is left to itself
                 process.send_signal(signal.SIGKILL)
             second.wait()
@@ -551,7 +558,7 @@ def test_a_grid_that_is_killed_twice_ends_as_if_nobody_had_touched_it(tmp_path, 
     assert_as_undisturbed(folder, calm)
     for run, count in starts(folder / "runs").items():
         assert count == (2 if "mine_gated-fold1-seed2" in run else 1), f"only what was cut is started again: {run}"
-    assert steps(folder) == [0, 1, 2, 3, 4, 0, 1, 2, 2, 3, 4], "it went on from its checkpoint"
+    assert steps(folder) == [*range(40), *range(26), *range(20, 40)], "it went on from its checkpoint"
 
 
 @pytest.fixture
@@ -632,6 +639,6 @@ def test_snakemake_that_is_killed_ends_as_if_nobody_had_touched_it(tmp_path, cal
             assert second.wait(timeout=SECONDS) == 0, (folder / "said").read_text()
     assert_as_undisturbed(folder, calm)
     assert list(starts(folder / "runs").values()) == [1, 1, 1], "nothing ran twice"
-    assert sorted(steps(folder)) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert sorted(steps(folder)) == sorted([*range(40)] * 2)
     third = ask(folder, env, *command)
     assert third.returncode == 0 and "Nothing to be done" in third.stdout + third.stderr

@@ -48,7 +48,7 @@ from attenscribble.method.other_networks import build_network
 from attenscribble.runs.config import Config
 from attenscribble.runs.setup import choose_device, choose_precision
 from attenscribble.runs.setup import resolve
-from attenscribble.runs.training import Training, read_checkpoint
+from attenscribble.runs.training import Training, fill, read_checkpoint
 
 # %%
 import tempfile
@@ -626,7 +626,7 @@ def load_network(
         raise DataError(path, "no word on its dataset", "a checkpoint of this version: train again with resume=false")
     model = build_network(method_named(config.method), facts.get("channels", 1), classes or len(facts["class_names"]),
                           config)
-    model.load_state_dict(_tested_weights(content))
+    fill(model, _tested_weights(content), path)
     model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
     return TrainedNetwork(model, config, facts, choose_precision(config.precision, target))
 
