@@ -40,7 +40,7 @@ from ..basics.errors import DataError
 from ..basics.files import write_atomic
 from ..basics.notebook import terminal_bar
 from ..data.batches import Batch, SliceStore, batches, draw_augmentation
-from ..data.folder import drawn_slices
+from ..data.folder import drawn_slices, said
 from ..data.scans import Dataset
 from ..method.objective import LossContext, attention_of
 from ..method.other_networks import build_network
@@ -215,7 +215,7 @@ def make_store(
 ) -> SliceStore:  # of the slices that somebody drew on
     "All slices of some patients on the device, with the target that the method learns from."
     dataset, target = setup.dataset, setup.method.target
-    drawn = (drawn_slices(case, target, dataset.ignore) for case in dataset.cases(patients))
+    drawn = (drawn_slices(case, target, dataset.ignore) for case in said(dataset.cases(patients)))
     return SliceStore((case for case in drawn if case is not None), classes=dataset.classes, ignore=dataset.ignore,
                       target=target, channels=dataset.channels, device=setup.device)
 
