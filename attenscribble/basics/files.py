@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cache_folder', 'project_root', 'write_atomic', 'is_part', 'without_parts', 'remove_orphans', 'writable_folder',
-           'write_json']
+           'write_json', 'read_json']
 
 # %% ../../nbs/basics/02_files.ipynb #2afa0003
 import hashlib
@@ -80,7 +80,7 @@ def _remove(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
 
-# %% ../../nbs/basics/02_files.ipynb #56b77e3f
+# %% ../../nbs/basics/02_files.ipynb #04b91de5
 _PART = re.compile(r"\.([1-9]\d*)-([1-9]\d*)-(?:at([0-9a-f]{8})-)?.+", re.DOTALL)
 _DAY_S = 24 * 3600.0
 
@@ -170,3 +170,40 @@ def write_json(
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
+
+# %% ../../nbs/basics/02_files.ipynb #74d58bcb
+_DEEPEST, _MOST_BYTES = 64, 2**28  # brackets inside brackets; bytes of a file: 268 MB
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    "The names and values of an object. Raises ValueError for a name that is there twice."
+    names = [name for name, _ in pairs]
+    if len(content := dict(pairs)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice")
+    return content
+
+
+def _check_depth(content: Any) -> None:
+    "Raise ValueError for brackets that are nested too deep: what works on the content would fail later."
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level if isinstance(outer, (dict, list))
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        if not level:
+            return
+    raise ValueError(f"more than {_DEEPEST} brackets inside each other")
+
+# %% ../../nbs/basics/02_files.ipynb #a9b013b5
+def read_json(
+    path: Path | str,  # a file in UTF-8, UTF-16 or UTF-32, with a byte-order mark or without
+    expected: str = "JSON",  # what should be there, for the message
+) -> Any:  # its content
+    "Read JSON. Raises DataError naming the file, for all that is no JSON, too deep, too large, or cannot be read."
+    try:
+        if (size := Path(path).stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"{size:,} bytes")
+        content = json.loads(Path(path).read_bytes(), object_pairs_hook=_each_once)
+        _check_depth(content)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(path, f"an unreadable file ({error})", expected) from None
+    return content

@@ -44,7 +44,7 @@ from ..basics.errors import DataError
 from ..basics.files import write_atomic
 from ..basics.notebook import terminal_bar
 from ..data.batches import Batch, SliceStore, batches, draw_augmentation
-from ..data.folder import drawn_slices
+from ..data.folder import drawn_slices, said
 from ..data.scans import Case, Dataset
 from ..method.objective import LossContext, attention_of
 from ..method.other_networks import build_network
@@ -203,7 +203,7 @@ def _check_zip(path: Path | str) -> None:
         if damaged := archive.testzip():
             raise DataError(path, f"damage in {damaged}: its checksum differs", _WHOLE)
 
-# %% ../../nbs/runs/53_training.ipynb #2141a77e
+# %% ../../nbs/runs/53_training.ipynb #0adeaf22
 def read_checkpoint(
     path: Path | str,  # of a checkpoint
     device: torch.device | str = "cpu",  # where its tensors go
@@ -320,7 +320,7 @@ def make_store(
 ) -> SliceStore:  # of the slices that somebody drew on
     "All slices of some patients on the device, with the target that the method learns from."
     dataset, target = setup.dataset, setup.method.target
-    drawn = (drawn_slices(case, target, dataset.ignore) for case in _all_readable(dataset, patients))
+    drawn = (drawn_slices(case, target, dataset.ignore) for case in said(_all_readable(dataset, patients)))
     return SliceStore((case for case in drawn if case is not None), classes=dataset.classes, ignore=dataset.ignore,
                       target=target, channels=dataset.channels, device=setup.device)
 
@@ -531,7 +531,7 @@ def check_batches(
         raise ValueError(f"devices: {world_size()} processes, but the last batch of an epoch has {smallest} of "
                          f"{slices} slices (batch: {config.batch}); choose another batch")
 
-# %% ../../nbs/runs/53_training.ipynb #0b1961e5
+# %% ../../nbs/runs/53_training.ipynb #912b6c40
 def check_lone_slices(
     state: Training,  # at its start, with its guessed labels
     store: SliceStore,  # of all slices to train on

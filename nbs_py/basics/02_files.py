@@ -41,6 +41,8 @@ from attenscribble.basics.errors import DataError
 # %%
 import tempfile
 
+from attenscribble.basics.errors import refused
+
 
 # %% [markdown]
 # ## Where things are kept
@@ -280,7 +282,62 @@ except ValueError:
     assert "0.87" in place.with_name("result.json").read_text()
 
 # %% [markdown]
+# ## JSON from elsewhere
+#
+# A JSON file that somebody wrote by hand may begin with a byte-order mark, as Windows' Notepad writes it, or name one thing twice; one that
+# somebody wrote in anger may be a thousand brackets deep. The first is read, the others are refused.
+
+# %%
+#| export
+_DEEPEST, _MOST_BYTES = 64, 2**28  # brackets inside brackets; bytes of a file: 268 MB
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    "The names and values of an object. Raises ValueError for a name that is there twice."
+    names = [name for name, _ in pairs]
+    if len(content := dict(pairs)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice")
+    return content
+
+
+def _check_depth(content: Any) -> None:
+    "Raise ValueError for brackets that are nested too deep: what works on the content would fail later."
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level if isinstance(outer, (dict, list))
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        if not level:
+            return
+    raise ValueError(f"more than {_DEEPEST} brackets inside each other")
+
+
+# %%
+#| export
+def read_json(
+    path: Path | str,  # a file in UTF-8, UTF-16 or UTF-32, with a byte-order mark or without
+    expected: str = "JSON",  # what should be there, for the message
+) -> Any:  # its content
+    "Read JSON. Raises DataError naming the file, for all that is no JSON, too deep, too large, or cannot be read."
+    try:
+        if (size := Path(path).stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"{size:,} bytes")
+        content = json.loads(Path(path).read_bytes(), object_pairs_hook=_each_once)
+        _check_depth(content)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(path, f"an unreadable file ({error})", expected) from None
+    return content
+
+
+# %%
+hand = place.with_name("hand.json")
+hand.write_bytes(b"\xef\xbb\xbf" + b'{"labels": {"liver": 1}}')
+assert read_json(hand) == {"labels": {"liver": 1}}
+for text, words in (("[" * 9999, "recursion"), ("[" * 99 + "]" * 99, "64 brackets"), ('{"a": 1, "a": 2}', "'a' twice")):
+    hand.write_text(text)
+    print(refused(lambda: read_json(hand), "hand.json", words, folder=hand.parent))
+
+# %% [markdown]
 # ## Recap
 #
-# `write_atomic` and `write_json` write files, `without_parts` passes over what a killed process left, `writable_folder` asks before a long run,
-# `cache_folder` and `project_root` give the folders. [The next chapter](03_drawing.ipynb) draws.
+# `write_atomic` and `write_json` write files, `read_json` reads JSON of anybody, `without_parts` passes over what a killed process left,
+# `writable_folder` asks before a long run, `cache_folder` and `project_root` give the folders. [The next chapter](03_drawing.ipynb) draws.

@@ -398,7 +398,7 @@ def read_predictions(
 ) -> dict[str, tuple[Case, np.ndarray]]:  # name → case and mask [Z,Y,X] uint8 class ids, for every test case
     "Masks of a fold's test cases. Raises DataError for a missing or further one, another grid, or an unknown value."
     files = {path.name.removesuffix(".nii.gz"): path for path in sorted(Path(folder).glob("*.nii.gz"))}
-    cases = {case.name: case for case in dataset.cases(dataset.split(fold)[1])}
+    cases = {case.name: case for case in dataset.cases(dataset.tested(fold))}
     for what, names in (("no mask of", cases.keys() - files.keys()), ("a mask of", files.keys() - cases.keys())):
         if names:
             raise DataError(folder, f"{what} {', '.join(sorted(names)[:5])}",

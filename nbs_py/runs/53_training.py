@@ -56,7 +56,7 @@ from attenscribble.basics.errors import DataError
 from attenscribble.basics.files import write_atomic
 from attenscribble.basics.notebook import terminal_bar
 from attenscribble.data.batches import Batch, SliceStore, batches, draw_augmentation
-from attenscribble.data.folder import drawn_slices
+from attenscribble.data.folder import drawn_slices, said
 from attenscribble.data.scans import Case, Dataset
 from attenscribble.method.objective import LossContext, attention_of
 from attenscribble.method.other_networks import build_network
@@ -442,7 +442,7 @@ def make_store(
 ) -> SliceStore:  # of the slices that somebody drew on
     "All slices of some patients on the device, with the target that the method learns from."
     dataset, target = setup.dataset, setup.method.target
-    drawn = (drawn_slices(case, target, dataset.ignore) for case in _all_readable(dataset, patients))
+    drawn = (drawn_slices(case, target, dataset.ignore) for case in said(_all_readable(dataset, patients)))
     return SliceStore((case for case in drawn if case is not None), classes=dataset.classes, ignore=dataset.ignore,
                       target=target, channels=dataset.channels, device=setup.device)
 

@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 from attenscribble.basics.errors import DataError
 from attenscribble.basics.files import write_atomic
 from attenscribble.data.batches import resize_image, resize_labels
-from attenscribble.data.folder import group_modalities, list_nifti, read_scan
+from attenscribble.data.folder import group_modalities, list_nifti, read_scan, said
 from attenscribble.data.grid import three_axes
 from attenscribble.data.scans import Case, read_nifti
 from attenscribble.method.objective import method_named
@@ -678,7 +678,7 @@ def predict_files(
     files = {name: _outputs(name, Path(target), Path(source), probabilities, uncertainty) for name in scans}
     _check_files(scans, files, overwrite)
     for name, images in tqdm(scans.items(), desc="scans"):
-        case = read_scan(images, **network.facts["reading"])
+        (case,) = said([read_scan(images, **network.facts["reading"])])
         more = {"flips": True} if flips else {}  # else as the run's own settings say
         _segment_file(network, case, files[name], batch_size=batch_size, **more)
     return [paths["mask"] for paths in files.values()]
