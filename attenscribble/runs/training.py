@@ -15,7 +15,7 @@ import pickle
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,7 +45,7 @@ from ..data.scans import Dataset
 from ..method.objective import LossContext, attention_of
 from ..method.other_networks import build_network
 from ..method.pce import partial_cross_entropy
-from .config import Config, current_names
+from .config import Config, check_trust, current_names
 from .launch import launch, process_group, synchronise_batch_norm
 from ..rivals.teachers import Ema
 from .setup import Setup, resolve
@@ -147,20 +147,22 @@ def _content(state: Training) -> dict[str, Any]:
 def read_checkpoint(
     path: Path | str,  # of a checkpoint
     device: torch.device | str = "cpu",  # where its tensors go
+    trust: str | Sequence[str] = (),  # modules that may be run if it names them, as `check_trust`
 ) -> dict[str, Any]:  # everything in it; "config" as a `Config`, "dataset" the dataset's facts, {} if it knows none
-    "A checkpoint's content. Raises DataError for what is no checkpoint."
+    "A checkpoint's content. Raises DataError for what is no checkpoint, and for one that names code nobody trusts."
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=True)  # tensors are read when used
         config, _ = content["config"], content["model"]
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise DataError(path, f"no checkpoint ({type(error).__name__})", "checkpoint.pt of a run folder") from error
+    check_trust(path, current_names(config), trust)
     return content | {"config": Config(**current_names(config)), "dataset": content.get("dataset", {})}
 
 # %% ../../nbs/runs/53_training.ipynb #0b7bb809
 def _restore(state: Training, path: Path) -> None:
     "Go on from a checkpoint. Raises ValueError when it belongs to other settings or other data."
     device = state.setup.device
-    content = read_checkpoint(path, device)
+    content = read_checkpoint(path, device, [state.config.method, state.config.net_name])  # these the user has named
     if (found := content["config"].run_id) != state.config.run_id:
         raise ValueError(f"{path}: found a checkpoint of {found}, expected {state.config.run_id}")
     if content["dataset"].get("version", "") != state.setup.dataset.facts().get("version", ""):
