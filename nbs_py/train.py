@@ -23,8 +23,9 @@
 #
 # The parameters are the fields of [`Config`](runs/50_config.ipynb); one that does not exist stops the run at once. Further settings have names
 # that depend on the method or the dataset: the weight of a loss term is `lam_…`, its first iteration `start_…`, an option of the method
-# `method_…`, one of the dataset `data_…`. They are given together, as `-p extra lam_mcrf=0.3,data_patients=20`. Singly, `-p lam_mcrf 0.3`, they
-# work as well, but papermill remarks "Passed unknown parameter", as its list is the cell below.
+# `method_…`, one of the dataset `data_…`. They are given together, as `-p extra lam_mcrf=0.3,data_patients=20`. Singly, `-p lam_mcrf 0.3`, or as
+# dictionaries of YAML, `-y "{lam: {mcrf: 0.3}, crf: {mask: p}}"`, they work as well, but papermill remarks "Passed unknown parameter", as its list is
+# the cell below.
 
 # %% tags=["parameters"]
 dataset: str = "phantom"  # phantom, acdc, wsl4mis, chaos, folder; for a folder of your own give root
@@ -46,11 +47,18 @@ momentum: float = None  # of SGD; None: 0.9
 weight_decay: float = None  # on all weights; None: 1e-4
 power: float = None  # of the learning rate's polynomial decay; None: 0.9
 lr_off_by_one: bool = None  # the schedule lags one step behind; None: False, released: True
+schedule: str = None  # how the learning rate falls: poly (released), cosine; None: poly
+warmup: float = None  # share of the run in which the learning rate rises first; None: 0.0
+optimiser: str = None  # sgd (released), nesterov, adamw; None: sgd
+ema: float = None  # decay of the averaged weights that are tested, 0 tests the last ones; None: 0.0
+augment_zoom: float = None  # half of the slices grow or shrink by up to this share; None: 0.0
+augment_look: float = None  # strength of random gamma, contrast and brightness; None: 0.0
 augmentation: str = None  # what slices go through: dataset, acdc, chaos, none; None: dataset, what the dataset allows
 checkpoint: str = "last"  # last, or best_val: lowest loss on held-out training patients' scribbles
 validation: float = None  # share of training patients that best_val holds out; None: 0.1
 eval_every: int = None  # iterations between checkpoints and validations; None: 200, smoke: 100
 eval_resize: str = None  # masks to the scan's grid, nearest (released) shifts them by half a pixel; None: nearest-exact
+eval_flips: bool = None  # average over mirror images, where training saw them; None: False
 hd95: bool = None  # score HD95 in mm; False where the voxel spacing is unknown; None: True
 precision: str = "auto"  # auto, float32, bfloat16
 device: str = "auto"  # auto, cpu, cuda, cuda:1
@@ -60,7 +68,8 @@ resume: bool = True  # go on from the run folder's checkpoint
 log_every: int = None  # iterations between rows of the log; None: 20, smoke: 10
 net_name: str = None  # a network from elsewhere, as package.module:Name; None: the U-Net
 net_options: dict = None  # its keywords as JSON; without net_name the U-Net's; None: {}
-pce_reduction: str = None  # partial cross-entropy: mean over the pixels of the batch, or of each image; None: batch
+reach: str = None  # what radii and sigmas are in: px as given, or input, of a 256² input and scaled; None: px
+pce_reduction: str = None  # partial cross-entropy: mean over the batch's pixels, each image's, or class; None: batch
 crf_radius: int = None  # masked CRF: window radius in px; None: 5
 crf_window: str = None  # offsets up to the radius, or below it: inclusive, strict; None: inclusive
 crf_sigma_xy: float = None  # spatial kernel width in px; None: 6
@@ -75,6 +84,7 @@ ssa_layers: int = None  # attention layers; None: 1
 ssa_block: str = None  # paper, prenorm_mixffn, residual; None: paper, released: prenorm_mixffn
 ssa_to_skip: bool = None  # attended features also go to the decoder's skip connection; None: True
 ssa_separate: bool = None  # side branch: features pass unchanged, only the loss sees the attention; None: False
+self_threshold: float = None  # self-training: probability above which the average's answer counts; None: 0.9
 asl_radius: int = None  # attentive similarity: window radius in cells of the feature grid; None: the profile's, else 5
 asl_window: str = None  # offsets up to the radius, or below it: inclusive, strict; None: inclusive
 asl_sigma_xy: float = None  # distance decay in cells of the feature grid; None: the profile's, else 6
@@ -96,7 +106,7 @@ asl_grad_s: bool = None  # the loss moves the attention; None: True
 from attenscribble.basics.notebook import announce, notebook_settings, short_errors
 
 with short_errors():
-    given = notebook_settings(globals(), groups=("lam", "start", "method", "data"))
+    given = notebook_settings(globals(), groups=("lam", "start", "ramp", "method", "data"))
 
 # %% [markdown]
 # ## The settings

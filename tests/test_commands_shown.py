@@ -85,7 +85,7 @@ TABLE = [
     Recipe(r"attenscribble grid workflow/phantom\.toml", shows=("pce", "ours")),
     Recipe(r"attenscribble grid workflow/phantom\.toml --run( --jobs 2)?",
            why_not="trains for minutes; test_grid.py runs a smaller one"),
-    Recipe(r"snakemake -s workflow/Snakefile .*", why_not="another program; test_grid.py runs it where it is installed"),
+    Recipe(r"snakemake -s workflow/Snakefile .*", why_not="another program; test_grid.py runs it where it is"),
     Recipe(r"attenscribble notebook train", shows=("train.ipynb", "papermill")),
     Recipe(r"attenscribble download \S+",
            why_not="gets 890 MB from elsewhere; test_download.py downloads from a server of its own"),

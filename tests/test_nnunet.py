@@ -269,7 +269,7 @@ def test_a_result_becomes_a_row_of_the_tables(tmp_path):
 @pytest.mark.parametrize("spoil,message", [
     (lambda folder: (folder / "a_f0.nii.gz").unlink(), "found no mask of a_f0, expected one of each of the 2"),
     (lambda folder: (folder / "a_f0.nii.gz").rename(folder / "b_f2.nii.gz"), "found no mask of a_f0"),
-    (lambda folder: (folder / "b_f2.nii.gz").write_bytes((folder / "a_f0.nii.gz").read_bytes()), "a mask of b_f2"),
+    (lambda folder: (folder / "z_f2.nii.gz").write_bytes((folder / "a_f0.nii.gz").read_bytes()), "a mask of z_f2"),
     (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v[:-1], a)), r"shape \(9, 12, 4\)"),
     (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v, a @ np.diag([1, 1, -1, 1]))), "affine that moves"),
     (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v, np.diag([2, 2, 2, 1.0]))), "affine that moves"),
@@ -281,6 +281,12 @@ def test_masks_that_are_not_taken(dataset, masks, spoil, message):
     spoil(masks)
     with pytest.raises(DataError, match=message):
         score_predictions(masks, dataset, CONFIG)
+
+
+def test_masks_of_training_patients_are_left_out_by_name(dataset, masks):
+    before = score_predictions(masks, dataset, CONFIG)
+    (masks / "b_f2.nii.gz").write_bytes((masks / "a_f0.nii.gz").read_bytes())
+    assert score_predictions(masks, dataset, CONFIG) == before | {"left_out": ["b_f2"]}
 
 
 def test_what_cannot_be_scored(dataset, cases, masks):

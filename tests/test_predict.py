@@ -245,7 +245,8 @@ def test_modalities_train_and_predict(tmp_path, capsys):
     for source in (one, root):
         assert main(["predict", "--checkpoint", str(outcome.folder), str(source), str(tmp_path / "new")]) == 1
         assert f"{HEARTS[1].patient}_0000 to {HEARTS[1].patient}_0001" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
+        written = {path.name for path in (tmp_path / "new").glob("*")}
+        assert written == (set() if source == one else {f"{HEARTS[k].patient}.nii.gz" for k in (0, 2, 3)})
 
 
 @pytest.mark.parametrize("method", ["random-walker", "scribble2label", "mumford-shah", "ustm", "dual-branch"])
@@ -360,8 +361,8 @@ def test_nothing_is_overwritten_unasked_and_a_scan_never(hearts_run, tmp_path):
     assert source.read_bytes() == before
 
 
-def test_a_bad_input_is_named_before_anything_is_written(hearts_run, tmp_path):
-    write(tmp_path / "in" / "a.nii.gz", HEARTS[0].image)
+def test_a_bad_input_is_named_and_has_no_mask(hearts_run, tmp_path):
+    (tmp_path / "in").mkdir()
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 5), np.float32), BODY), tmp_path / "in" / "film.nii.gz")
     with pytest.raises(DataError, match=r"film.nii.gz: found .*\(4, 4, 4, 5\).*a file of its own"):
         predict_files(hearts_run, tmp_path / "in", tmp_path / "out")

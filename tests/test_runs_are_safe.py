@@ -1,6 +1,5 @@
 """A run of a day is safe: faults are named first, what is kept is whole and finite, what is damaged is refused."""
 
-import json
 import os
 import re
 import shutil

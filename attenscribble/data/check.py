@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..basics.errors import DataError
+from ..basics.errors import DataError, named_place
 from .folder import (
     Folder, Labels, ScanFiles, complete_patients, count_values, grouped, low_contrast, make_folds, matching_grid,
     open_folder, patients_of, scale_file, scan_remarks)
@@ -154,6 +154,7 @@ def check(
     **options: Any,  # of `FolderOptions`
 ) -> Report:  # its `fine` is the verdict; printed, it is meant to be read
     "Read every file of a folder once and report what is wrong with it; nothing is raised for bad data."
+    named_place("FOLDER", path)
     try:
         opened = open_folder(path, **options)
         patients = patients_of(opened)

@@ -12,7 +12,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from ..basics.errors import DataError, one_of
+from ..basics.errors import DataError, named_place, one_of
 from ..data.datasets import SOURCES
 from ..runs.config import Config
 from ..runs.inference import predict_files
@@ -22,7 +22,7 @@ from ..runs.training import Watcher
 # %% ../../nbs/entry/80_front_door.ipynb #d3819c9c
 def _located(source: Path | str) -> dict[str, str]:
     "The settings that a source stands for. Raises DataError where it could be both, dataset and folder, or is neither."
-    folder = Path(source).expanduser()
+    folder = Path(named_place("SOURCE", source)).expanduser()
     if isinstance(source, str) and source in SOURCES:
         if (folder / "images").is_dir():
             raise DataError("source", f"{source!r}, the name of a dataset and of a folder with images/",
@@ -92,11 +92,12 @@ def predict(
     checkpoint: Path | str,  # checkpoint.pt, or the run folder that holds it: `outcome.folder`
     scans: Path | str,  # a NIfTI file, or a folder of them
     masks: Path | str,  # the mask's file for a single scan, or a folder
-    **options: Any,  # batch_size, probabilities, uncertainty, flips, overwrite, device of `predict_files`
+    **options: Any,  # batch_size, probabilities, uncertainty, flips, overwrite, skip_existing, trust, device
 ) -> list[Path]:  # the masks' files
     """Segment scans with a trained network: a mask for each, in its scan's geometry.
 
-    Raises ValueError for an unknown option, and what `predict_files` raises."""
+    A scan that cannot be segmented does not stop the others; called again, it goes on with what has no mask. Raises
+    ValueError for an unknown option, and what `predict_files` raises: at the end `ScansFailed`, with the reasons."""
     known = [name for name, parameter in signature(predict_files).parameters.items()
              if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/method/36_objective.ipynb #2c7073d3
 from ..basics.distributed import BatchMean, batch_loss, common, mean_of
-from ..basics.errors import one_of
+from ..basics.errors import did_you_mean, one_of
 from ..data.batches import Batch
 from .asl import attentive_similarity_loss
 from .mcrf import masked_crf_loss
@@ -386,7 +386,8 @@ def _of_terms(method: Method, name: str, given: Mapping[str, Any] | None) -> Map
     terms = [term.name for term in method.terms]
     for term in given or {}:
         if term not in terms:
-            raise ValueError(f"{name}_{term}: method {method.name!r} has the terms {', '.join(terms)}")
+            raise ValueError(f"{name}_{term}: method {method.name!r} has the terms {', '.join(terms)}"
+                             + did_you_mean(term, terms))
     return given or {}
 
 # %% ../../nbs/method/36_objective.ipynb #c50ec767

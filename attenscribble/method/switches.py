@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 class Switches(BaseModel):
     "Some switches: unknown names and values out of range are refused."
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
     released: ClassVar[dict[str, Any]] = {}  # of a method's own switches: what its published code does otherwise
 
 # %% ../../nbs/method/35_switches.ipynb #eb479295

@@ -8,13 +8,15 @@ __all__ = ['TITLES', 'DATASETS', 'FLAGS', 'published', 'place', 'read_results', 
            'latex_table', 'notebook_parameters']
 
 # %% ../../nbs/reporting/60_tables.ipynb #7a033b01
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def read_results(
 # %% ../../nbs/reporting/60_tables.ipynb #17e87187
 def _read_scored(folder: Path) -> list[dict[str, Any]]:
     "Every scored result of a folder, in the order of the files' names."
-    paths = sorted(folder.glob("*.json"))
+    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))  # nor what is half written
     if not paths:
         raise DataError(folder, "no result file", "at least one *.json")
     found: dict[str, dict[str, Any]] = {}
@@ -110,6 +112,7 @@ def read_result(
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")
     for index, row in enumerate(result["cases"]):
         _check_case(f"{path}: cases[{index}]", row)
+    _check_complete(path, result)
     return result | {"settings": current_names(result["settings"])}
 
 # %% ../../nbs/reporting/60_tables.ipynb #402b937d
@@ -130,6 +133,21 @@ def _check_fields(where: object, found: Any, fields: Mapping[str, Any]) -> None:
             kinds = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
             raise DataError(f"{where}: {name}", repr(found.get(name, "nothing")), kinds)
 
+# %% ../../nbs/reporting/60_tables.ipynb #d8c4a866
+def _check_complete(path: Path, result: Mapping[str, Any]) -> None:
+    "Raise DataError, naming case and class, for a row of scores that is missing or there twice."
+    found = Counter((row["case"], row["class"], row["policy"]) for row in result["cases"])
+    each = [list(dict.fromkeys(column)) for column in zip(*found, strict=True)] or [[], [], []]
+    for case, name, policy in product(*each):
+        if (times := found[case, name, policy]) != 1:
+            what = f"{name} of {case} twice" if times else f"no row for {name} of {case}"
+            raise DataError(f"{path}: cases", f"{what} under the policy {policy!r}", "each class of each case once")
+    told = {"volumes": (len(each[0]), result.get("test_volumes"), "test_volumes"),
+            "classes": (len(each[1]), len(result.get("label_values") or ()) - 1, "label_values")}
+    for what, (count, expected, field) in told.items():
+        if found and expected not in (None, -1, count):
+            raise DataError(f"{path}: cases", f"{count} {what}", f"{expected}, as {field} says")
+
 # %% ../../nbs/reporting/60_tables.ipynb #6e0e2327
 def results_table(
     folder: Path | str,  # with result files, such as results/ of the clone
@@ -143,15 +161,21 @@ def results_table(
     variants = {run["run"]: key[2] for key, runs in group_seeds(results).items() for run in runs}
     header = ["method", "preset", *(f"DSC {name}" for name in names), "DSC mean", "HD95 mean (mm)"]
     rows = [_result_row(result, policy, names, variants[result["run"]]) for result in results]
+    if len({_tested(result)["volumes"] for result in results}) > 1:  # else the text beside the table says how many
+        header, rows = [*header, "n"], [[*row, str(len(_cases(run)))] for row, run in zip(rows, results, strict=True)]
     return _markdown([header, ["---"] * len(header), *rows])
 
 # %% ../../nbs/reporting/60_tables.ipynb #2f1301f0
 def _result_row(result: Mapping[str, Any], policy: str, names: list[str], variant: str) -> list[str]:
-    "The cells of one run: title, preset, DSC of each class, mean DSC and mean HD95."
-    summary = summary_of(result, policy)
-    means = [f"{summary.dsc_mean[name]:.3f}" if name in summary.index else "–" for name in (*names, "Avg")]
+    "The cells of one run: title, preset, DSC of each class, mean DSC and mean HD95; a dash where a class is missing."
+    summary, volumes = summary_of(result, policy), len(_cases(result))
+    counts = summary.dsc_n.reindex(names, fill_value=0)
+    fewer = [f" [{n}]" if 0 < n < volumes else "" for n in counts]
+    means = [f"{summary.dsc_mean[name]:.3f}{mark}" if n else "–"
+             for name, n, mark in zip(names, counts, fewer, strict=True)]
+    averages = [f"{summary.dsc_mean['Avg']:.3f}", f"{summary.hd95_mm_mean['Avg']:.1f}"] if counts.all() else ["–", "–"]
     preset = ", ".join(part for part in (result["preset"], variant) if part)
-    return [result["title"], preset, *means, f"{summary.hd95_mm_mean['Avg']:.1f}"]
+    return [result["title"], preset, *means, *averages]
 
 
 def _markdown(lines: Iterable[list[str]]) -> str:
@@ -185,7 +209,7 @@ def group_seeds(
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         groups.setdefault(json.dumps(_setting(result), sort_keys=True), []).append(result)
-    settings = {key: json.loads(key) for key in groups}
+    settings: dict[str, dict[str, Any]] = {key: json.loads(key) for key in groups}
     return {(setting["method"], setting["preset"], _variant(setting, settings.values())): groups[key]
             for key, setting in settings.items()}
 
@@ -195,22 +219,41 @@ def _variant(setting: Mapping[str, Any], settings: Iterable[Mapping[str, Any]]) 
     alike = [other for other in settings if all(other[n] == setting[n] for n in ("method", "preset"))]
     peers = [other for other in alike if other["profile"] == setting["profile"]]
     network = ("net_name", "net_options")  # named always: a row's method is known with the U-Net
-    apart = [f"{n} {value}" for n, value in setting.items()
-             if any(other.get(n) != value for other in peers) or (n in network and value)]
+    apart = [f"{n} {value}" for n, value in setting.items() if n not in _TESTED and (
+        any(other.get(n) != value for other in peers) or (n in network and value))]
+    same = [other for other in peers if all(other.get(n) == value for n, value in setting.items() if n not in _TESTED)]
+    apart += [f"{n} {setting[n]}" for n in _TESTED if any(other[n] != setting[n] for other in same)]
     if len(peers) < len(alike):  # a profile stands for the many settings it fills in
         apart.insert(0, f"profile {setting['profile']}")
     return ", ".join(apart)
 
 # %% ../../nbs/reporting/60_tables.ipynb #5df7b3fe
+_TESTED = ("volumes", "classes")  # what sets results of one setting apart
+
+
+def _cases(result: Mapping[str, Any]) -> list[str]:
+    "The names of the volumes of a result."
+    return sorted({row["case"] for row in result["cases"]})
+
+
+def _tested(result: Mapping[str, Any]) -> dict[str, str]:
+    "On what a result was scored: how many volumes, with a short name of their set, and the classes that have a number."
+    cases = _cases(result)
+    digest = hashlib.sha256("\n".join(cases).encode()).hexdigest()[:4]
+    strict = [row for row in result["cases"] if row["policy"] == POLICIES[0]] or result["cases"]
+    counted = dict.fromkeys(row["class"] for row in strict if row["dsc"] is not None)
+    return {"volumes": f"{len(cases)} (set {digest})", "classes": ", ".join(counted)}
+
+# %% ../../nbs/reporting/60_tables.ipynb #4fb1d005
 def _setting(result: Mapping[str, Any]) -> dict[str, Any]:
     "All that decides a result but the seed. What an older file does not know yet had what is now the default."
     known = default_settings() | result["settings"]
     known |= {name: result[name] for name in ("dataset", "method", "preset", "profile", "fold", "checkpoint")}
-    return {name: value for name, value in known.items() if name not in (*PLACES, "seed")}
+    return {name: value for name, value in known.items() if name not in (*PLACES, "seed")} | _tested(result)
 
 # %% ../../nbs/reporting/60_tables.ipynb #088c7936
 _INDEX = ["method", "preset", "variant", "seeds", "n"]  # n: test volumes
-_QUANTITIES = ("ours_mean", "ours_std", "paper_mean", "paper_std", "difference")
+_QUANTITIES = ("ours_mean", "ours_std", "ours_n", "paper_mean", "paper_std", "difference")
 
 # %% ../../nbs/reporting/60_tables.ipynb #55386ad1
 def compare(
@@ -251,12 +294,22 @@ def _line(summaries: list[pd.DataFrame], paper: pd.DataFrame | None, classes: li
     cells: dict[tuple[str, str, str], float] = {}
     for metric in METRICS:
         for name in classes:
-            ours = [np.mean([summary.loc[name, f"{metric}_{stat}"] for summary in summaries]) if summaries else np.nan
-                    for stat in ("mean", "std")]
+            ours = _over_seeds(summaries, metric, name)
             theirs = [np.nan if paper is None else paper.loc[name, f"{metric}_{stat}"] for stat in ("mean", "std")]
             values = (*ours, *theirs, ours[0] - theirs[0])
             cells |= {(metric, name, quantity): value for quantity, value in zip(_QUANTITIES, values, strict=True)}
     return pd.Series(cells)
+
+# %% ../../nbs/reporting/60_tables.ipynb #8e6a8307
+def _over_seeds(summaries: list[pd.DataFrame], metric: str, name: str) -> tuple[float, float, float]:
+    "Mean, std and the least number of volumes of a cell; no number for the average where a class has none."
+    if not summaries:
+        return np.nan, np.nan, 0
+    mean, std = (float(np.mean([summary.loc[name, f"{metric}_{stat}"] for summary in summaries]))
+                 for stat in ("mean", "std"))
+    count = min(int(summary.loc[name, f"{metric}_n"]) for summary in summaries)
+    whole = name != "Avg" or all((summary[f"{metric}_n"] > 0).all() for summary in summaries)
+    return (mean, std, count) if whole else (np.nan, np.nan, count)
 
 # %% ../../nbs/reporting/60_tables.ipynb #06b2b15b
 def _title_of(method: str) -> str:
@@ -273,18 +326,20 @@ def blocks(
     found = {}
     for metric, heading in zip(METRICS, ("DSC", "HD95 (mm)"), strict=True):
         lines = [{"method": _title_of(key[0]) + (f" ({key[2]})" if key[2] else ""), "preset": key[1] or "–",
-                  "seeds": str(key[3]), "n": str(key[4]), **_cells(row, metric, ran=key[3] > 0)}
+                  "seeds": str(key[3]), "n": str(key[4]), **_cells(row, metric, key[4] if key[3] else None)}
                  for key, row in frame.iterrows()]
         found[heading] = pd.DataFrame(lines)
     return found
 
 # %% ../../nbs/reporting/60_tables.ipynb #ff33cbb2
-def _cells(row: pd.Series, metric: str, ran: bool) -> dict[str, str]:
-    "The text of one row of a comparison, a class after another."
+def _cells(row: pd.Series, metric: str, volumes: int | None) -> dict[str, str]:
+    "The text of one row of a comparison, a class after another; no volumes: it was not run."
     cells, wide, small = {}, row.unstack("quantity"), 3 if metric == "dsc" else 2
     for name in row.index.unique("class"):
         found = wide.loc[(metric, name)]
-        cells[f"{name} ours"] = mean_std(found["ours_mean"], found["ours_std"], small) if ran else "not run"
+        fewer = f" [{found['ours_n']:.0f}]" if volumes and 0 < found["ours_n"] < volumes else ""
+        ours = mean_std(found["ours_mean"], found["ours_std"], small) + fewer
+        cells[f"{name} ours"] = "not run" if volumes is None else ours
         cells[f"{name} paper"] = mean_std(found["paper_mean"], found["paper_std"], small)
         cells[f"{name} Δ"] = "–" if np.isnan(found["difference"]) else f"{found['difference']:+.2f}"
     return cells
@@ -313,7 +368,7 @@ def describe(
     facts = _facts(chosen)
     listed = ", ".join(f"{name} {' and '.join(values)}" for name, values in facts.items())
     return (f"{head}Ours: {listed}. Policy {policy}: {_EMPTY_MASKS[policy]}. "
-            f"Mean(std over volumes), both averaged over seeds. {_warning(facts, table)}{tail}")
+            f"Mean(std over volumes), both averaged over seeds. {_fewer(chosen, policy)}{_warning(facts, table)}{tail}")
 
 # %% ../../nbs/reporting/60_tables.ipynb #226ae3a8
 def _facts(chosen: list[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -323,7 +378,15 @@ def _facts(chosen: list[Mapping[str, Any]]) -> dict[str, list[str]]:
              for name in ("dataset", "profile", "preset", "fold", "seed", "checkpoint", "n")}
     if any(images := list(dict.fromkeys(_images(result) for result in chosen))):
         facts["images"] = images
+    if len({_tested(result)["volumes"] for result in chosen}) > len(facts["n"]):  # as many, and others
+        facts["volumes"] = list(dict.fromkeys(_tested(result)["volumes"] for result in chosen))
     return facts
+
+
+def _fewer(chosen: list[Mapping[str, Any]], policy: str) -> str:
+    "What a number in brackets means, where some class has no number in some volume."
+    lacking = any(row["dsc"] is None and row["policy"] == policy for result in chosen for row in result["cases"])
+    return "[k]: only k volumes count, as in the others neither mask holds the class. " if lacking else ""
 
 
 def _images(result: Mapping[str, Any]) -> str:
@@ -334,7 +397,8 @@ def _images(result: Mapping[str, Any]) -> str:
 # %% ../../nbs/reporting/60_tables.ipynb #27d425de
 def _warning(facts: Mapping[str, list[str]], table: int) -> str:
     "A sentence on what should not be compared; empty if there is nothing."
-    warnings = [f"rows differ in {name}" for name in ("profile", "fold", "checkpoint", "n") if len(facts[name]) > 1]
+    apart = ("profile", "fold", "checkpoint", "n", "volumes")
+    warnings = [f"rows differ in {name}" for name in apart if len(facts.get(name, ())) > 1]
     if table == 2 and facts.get("images") != ["t1dual in"]:
         warnings.append("other images than the paper's, which are T1-DUAL in phase")
     if facts["profile"] != ["paper"]:

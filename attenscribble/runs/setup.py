@@ -16,13 +16,14 @@ from ..basics.errors import one_of
 from ..data.datasets import SOURCES, open_dataset
 from ..data.scans import Dataset
 from ..method.objective import Method, Objective
-from .config import Config, method_and_terms
+from .config import Config, method_and_terms, usable_device
 
 # %% ../../nbs/runs/51_setup.ipynb #53d8f79b
 def choose_device(
     name: str = "auto",  # auto, cpu, cuda, cuda:1, …
 ) -> torch.device:  # `auto`: the first CUDA device, else the CPU
-    "The device to compute on."
+    "The device to compute on. Raises ValueError for a name of none, and for one that this machine lacks."
+    usable_device(name)
     if name == "auto":
         name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

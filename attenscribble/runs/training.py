@@ -49,7 +49,7 @@ from ..data.scans import Case, Dataset
 from ..method.objective import LossContext, attention_of
 from ..method.other_networks import build_network
 from ..method.pce import partial_cross_entropy
-from .config import Config, current_names
+from .config import Config, check_trust, current_names
 from .launch import launch, process_group, synchronise_batch_norm
 from ..rivals.teachers import Ema
 from .setup import Setup, resolve
@@ -203,12 +203,15 @@ def _check_zip(path: Path | str) -> None:
         if damaged := archive.testzip():
             raise DataError(path, f"damage in {damaged}: its checksum differs", _WHOLE)
 
-# %% ../../nbs/runs/53_training.ipynb #0adeaf22
+# %% ../../nbs/runs/53_training.ipynb #c9c3f013
 def read_checkpoint(
     path: Path | str,  # of a checkpoint
     device: torch.device | str = "cpu",  # where its tensors go
+    trust: str | Sequence[str] = (),  # modules that may be run if it names them, as `check_trust`
 ) -> dict[str, Any]:  # everything in it; "config" as a `Config`, "dataset" the dataset's facts, {} if it knows none
-    "A checkpoint's content, its checksums verified. Raises DataError for what is no checkpoint, damaged, or unknown."
+    """A checkpoint's content, its checksums verified.
+
+    Raises DataError for what is no checkpoint, damaged, or unknown, and for one that names code nobody trusts."""
     try:
         _check_zip(path)
         content = torch.load(path, map_location=device, weights_only=True, mmap=True)  # tensors are read when used
@@ -221,6 +224,7 @@ def read_checkpoint(
         raise
     except Exception as error:  # whatever zip, pickle and PyTorch raise for bytes that are no checkpoint
         raise DataError(path, f"no checkpoint ({type(error).__name__})", _WHOLE) from error
+    check_trust(path, current_names(config), trust)
     return content | {"config": _settings_in(config, path), "dataset": facts, "best": best}
 
 # %% ../../nbs/runs/53_training.ipynb #c4e362b9
@@ -248,11 +252,11 @@ def fill(
         lines = [line.strip() for line in str(error).splitlines()]
         raise DataError(path, f"weights of another network ({' '.join(lines[1:3]) or lines[0]})", _WHOLE) from error
 
-# %% ../../nbs/runs/53_training.ipynb #4e76d873
+# %% ../../nbs/runs/53_training.ipynb #8cca15d0
 def _restore(state: Training, path: Path) -> None:
     "Go on from a checkpoint. Raises ValueError when it belongs to other settings or other data."
     device = state.setup.device
-    content = read_checkpoint(path, device)
+    content = read_checkpoint(path, device, [state.config.method, state.config.net_name])  # these the user has named
     if (found := content["config"].run_id) != state.config.run_id:
         raise ValueError(f"{path}: found a checkpoint of {found}, expected {state.config.run_id}")
     if content["dataset"].get("version", "") != state.setup.dataset.facts().get("version", ""):
@@ -479,7 +483,7 @@ def continue_training(
 # %% ../../nbs/runs/53_training.ipynb #5a1bcbcb
 def _learnt(state: Training) -> dict[str, Any]:
     "What a step may have changed."
-    parts = {"model": state.model, "optimiser": state.optimiser} | _companions(state)
+    parts: dict[str, Any] = {"model": state.model, "optimiser": state.optimiser} | _companions(state)
     return {name: part.state_dict() for name, part in parts.items()}
 
 # %% ../../nbs/runs/53_training.ipynb #f1424f53

@@ -19,6 +19,7 @@
 
 # %%
 #| export
+import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -132,7 +133,33 @@ def unknown_setting(
 # %%
 assert unknown_setting("methd", ["method", "fold"]) == "methd: unknown setting; did you mean 'method'?"
 
+
+# %% [markdown]
+# ## A name that is missing
+#
+# In a terminal a variable that is not set is nothing, and the words behind it move up: `export-nnunet acdc $RAW fold=1` asks for a folder named
+# `fold=1`. Quoted, it is an empty text, which Python takes for the current folder. Neither is what anybody meant.
+
+# %%
+#| export
+def named_place(
+    field: str,  # what it is the place of, for the message
+    place: Path | str,  # a folder or file, as it was given
+) -> Path | str:  # the same
+    "A folder or file whose name was given. Raises DataError for an empty text, and for a word such as fold=1."
+    if isinstance(place, str) and (not place.strip() or re.match(r"[^/\\]*=", place)):
+        otherwise = f", or ./{place} where it is called so" if place.strip() else ""
+        raise DataError(field, f"{place!r}: a folder's name is missing (an unset variable?)",
+                        f"a folder or file{otherwise}")
+    return place
+
+
+# %%
+assert named_place("OUT", "./fold=1") == "./fold=1" and named_place("OUT", Path("fold=1")) == Path("fold=1")
+for word in ("", "fold=1", "root=data/my-scans"):
+    print(refused(lambda word=word: named_place("OUT", word), "a folder's name is missing"))
+
 # %% [markdown]
 # ## Recap
 #
-# `DataError` for faults in files, `one_of` for names that are chosen from a list. [The next chapter](02_files.ipynb) writes files.
+# `DataError` for faults in files, `one_of` for names that are chosen from a list, `named_place` for folders. [The next chapter](02_files.ipynb) writes files.

@@ -65,7 +65,7 @@ class Parameters(dict[str, Any]):
 #| export
 def _assigned(
     namespace: Mapping[str, Any],  # of a notebook
-    known: Sequence[str],  # the names in its parameters cell
+    known: Sequence[str],  # the names in its parameters cell, and those of groups
 ) -> dict[str, Any]:
     "The plain values in a notebook's namespace that are neither IPython's, nor private, nor a later cell's."
     before = next((value.names for value in namespace.values() if isinstance(value, Parameters)), None)
@@ -82,12 +82,12 @@ def _assigned(
 
 # %%
 #| export
-def _entries(
+def settings_in(
     name: str,  # of the parameter, for the message
-    value: Any,  # a dictionary, or a text of NAME=VALUE,NAME=VALUE or JSON
-) -> dict[str, Any]:
+    value: Any,  # a dictionary, or a text of NAME=VALUE,NAME=VALUE or JSON; None: nothing
+) -> dict[str, Any]:  # setting → value, as it stands there
     "The settings inside one parameter. Raises ValueError for what holds none."
-    found = value
+    found = {} if value is None else value
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with suppress(ValueError):
             found = json.loads(value)
@@ -100,30 +100,39 @@ def _entries(
 
 
 # %%
-assert _entries("extra", "lam_mcrf=0.3, data_classes=a,b") == {"lam_mcrf": "0.3", "data_classes": "a,b"}
-assert _entries("extra", '{"lam_mcrf": 0.3}') == {"lam_mcrf": 0.3} and _entries("extra", "") == {}
+assert settings_in("extra", "lam_mcrf=0.3, data_classes=a,b") == {"lam_mcrf": "0.3", "data_classes": "a,b"}
+assert settings_in("extra", '{"lam_mcrf": 0.3}') == {"lam_mcrf": 0.3} and settings_in("extra", "") == {}
 
 
 # %% [markdown]
 # papermill's YAML can hold a group of settings as a dictionary: `crf: {mask: p}` is the setting `crf_mask`. Some groups have entries whose names
-# depend on other settings, such as `lam` with a weight for each term of the method; the caller names these groups.
+# depend on other settings, such as `lam` with a weight for each term of the method; the caller names these groups. Of two values for one setting
+# neither is taken.
 
 # %%
 #| export
 def _spread(
-    given: Mapping[str, Any],  # parameter → value
+    given: Iterable[tuple[str, Any]],  # parameter, value
     known: Sequence[str],  # the names in the parameters cell
     groups: Sequence[str],  # groups with entries of any name
 ) -> dict[str, Any]:
-    "Entries of groups under flat names, such as `crf_mask`."
-    closed = {name.split("_")[0] for name in known if "_" in name}
-    flat: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in known and (name in groups or (name in closed and isinstance(value, dict))):
-            flat |= {f"{name}_{key}": entry for key, entry in _entries(name, value).items()}
-        else:
-            flat[name] = value
+    "Entries of groups under flat names, such as `crf_mask`. Raises ValueError for a setting with two values."
+    closed, flat = {name.split("_")[0] for name in known if "_" in name}, dict[str, Any]()
+    for name, value in given:
+        grouped = name not in known and (name in groups or (name in closed and isinstance(value, dict)))
+        entries = {f"{name}_{key}": entry for key, entry in settings_in(name, value).items()} if grouped else None
+        for own, entry in ({name: value} if entries is None else entries).items():
+            flat[own] = _one_value(own, flat.get(own), entry)
     return flat
+
+
+# %%
+#| export
+def _one_value(name: str, before: Any, value: Any) -> Any:
+    "What holds of two values of a setting, None being none. Raises ValueError for two that differ inside a group."
+    if before is not None and value is not None and str(before) != str(value) and "_" in name:
+        raise ValueError(f"{name}: found {before!r} and {value!r}, expected one of the two")
+    return before if value is None else value
 
 
 # %% [markdown]
@@ -140,18 +149,20 @@ def notebook_settings(
 
     Raises ValueError, with the nearest name, for a parameter that the parameters cell does not name."""
     known = [*namespace.get("__annotations__", ())]
-    assigned = _assigned(namespace, known)
-    given = _spread(assigned | _entries("extra", assigned.get("extra", "")), known, groups)
-    given.pop("extra", None)
+    assigned = _assigned(namespace, [*known, *groups, *(name.split("_")[0] for name in known)])
+    further = settings_in("extra", assigned.pop("extra", None))
+    given = _spread([*assigned.items(), *further.items()], known, groups)
     open_names = tuple(f"{group}_" for group in groups)
     unknown = [name for name in given if name not in known and not name.startswith(open_names)]
+    unknown += [name for name in namespace if name.startswith("_") and name.strip("_") in {*known, *groups}]
     if known and unknown:
         raise ValueError("\n".join(unknown_setting(name, [*known, *groups]) for name in unknown))
     return Parameters(given, assigned)
 
 
 # %% [markdown]
-# A notebook with three parameters, and what papermill's cell may add to it.
+# A name with an underscore before it, as IPython has many, is refused where it is a parameter's otherwise. A notebook with three parameters, and what
+# papermill's cell may add to it.
 
 # %%
 def read(**added):
@@ -171,6 +182,8 @@ assert read(fol=2) == "fol: unknown setting; did you mean 'fold'?"
 first = read(lam={"mcrf": 0.3})
 assert read(lam={"mcrf": 0.4}, first=first, results=["of a later cell"])["lam_mcrf"] == 0.4, "the cell runs again"
 assert read(lamb={}) == "lamb: unknown setting; did you mean 'lam'?"
+assert read(_fold=3) == "_fold: unknown setting; did you mean 'fold'?"
+assert read(crf={"mask": "p"}, extra="crf_mask=none") == "crf_mask: found 'p' and 'none', expected one of the two"
 assert read(crf={"msk": 1}) == "crf_msk: unknown setting; did you mean 'crf_mask'?"
 read(lam=0.3)
 
@@ -330,18 +343,18 @@ announce("only here")
 # %% [markdown]
 # ## Exercise
 #
-# **Predict.** What is `crf_mask` after `papermill … -y "crf: {mask: p}" -p extra crf_mask=none`? Return it.
+# **Predict.** What is `lam_mcrf` after `papermill … -y "{crf: {mask: p}, lam: {mcrf: 0.4}}" -p extra lam_atn=1`? Return it.
 
 # %%
 from attenscribble.basics.checking import exercise
 
 def check_last(answer):
-    assert answer() == read(crf={"mask": "p"}, extra="crf_mask=none")["crf_mask"]
+    assert answer() == read(crf={"mask": "p"}, lam={"mcrf": 0.4}, extra="lam_atn=1")["lam_mcrf"]
 
 def attempt_last():
     ...
 
-exercise(check_last, attempt_last, solution=lambda: "p")
+exercise(check_last, attempt_last, solution=lambda: 0.4)
 
 # %% [markdown]
 # ## Recap

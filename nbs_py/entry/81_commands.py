@@ -54,7 +54,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from attenscribble import __version__
-from attenscribble.basics.errors import DataError, one_of
+from attenscribble.basics.errors import DataError, named_place, one_of
 from attenscribble.basics.files import project_root, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -141,10 +141,20 @@ print("\n".join(list_settings().splitlines()[:8]))
 # %%
 #| export
 def _pairs(words: Sequence[str]) -> dict[str, str]:
-    "NAME=VALUE words. Raises ValueError for a word without an equals sign."
-    if bare := [word for word in words if "=" not in word]:
-        raise ValueError(f"settings: found {bare[0]!r}, expected NAME=VALUE")
-    return dict(word.split("=", 1) for word in words)
+    "NAME=VALUE words. Raises ValueError, a line each, for a word of another form, and for a name that is there twice."
+    faults, found = list[str](), dict[str, str]()
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            faults.append(f"settings: found {word!r}, expected NAME=VALUE")
+        elif not value:
+            faults.append(f"{name}: found no value, expected NAME=VALUE (an unset variable?)")
+        elif name in found:
+            faults.append(f"{name}: found {found[name]!r} and {value!r}, expected one of the two")
+        found[name] = value
+    if faults:
+        raise ValueError("\n".join(faults))
+    return found
 
 
 def _count(text: str) -> int:
@@ -219,7 +229,8 @@ def _check(given: argparse.Namespace) -> int:
 _SWITCHES = {"probabilities": "also write a probability map a class",
              "uncertainty": "also write the entropy of the classes, 0 to 1",
              "flips": "average over mirror images, where the training used them",
-             "overwrite": "replace masks that are there already"}
+             "overwrite": "replace masks that are there already",
+             "skip_existing": "keep masks that are there already, whoever made them"}
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,19 +239,42 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="C", help="checkpoint.pt, or a run folder that holds it")
     parser.add_argument("--batch", type=_count, default=16, metavar="N", help="slices at a time (16)")
     for name, text in _SWITCHES.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
+                        help="run the code of this module, which the checkpoint names")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
+
+# %% [markdown]
+# A bad scan does not stop the others. Their masks are counted on the output, the failures go to the error stream, and the status says that there were
+# some.
 
 # %%
 #| export
 def _predict(given: argparse.Namespace) -> None:
     from attenscribble.entry.front_door import predict
+    from attenscribble.runs.inference import ScansFailed
 
+    before = set() if given.overwrite else {*Path(given.target).parent.glob("*"), *Path(given.target).glob("*")}
     switches = {name: getattr(given, name) for name in _SWITCHES}
-    masks = predict(given.checkpoint, given.source, given.target, batch_size=given.batch, device=given.device,
-                    **switches)
-    print(f"{len(masks)} masks in {masks[0].parent}" if len(masks) > 1 else masks[0])
+    try:
+        masks = predict(given.checkpoint, given.source, given.target, batch_size=given.batch, device=given.device,
+                        trust=given.trust, **switches)
+    except ScansFailed as error:
+        print(_masks_said(error.masks, before), end="")
+        raise
+    print(_masks_said(masks, before), end="")
+
+
+# %%
+#| export
+def _masks_said(masks: Sequence[Path], before: set[Path]) -> str:
+    "Where the masks are, and how many of them were there before."
+    if not masks:
+        return ""
+    kept = sum(mask in before for mask in masks)
+    said = f"{len(masks)} masks in {masks[0].parent}" if len(masks) > 1 else str(masks[0])
+    return f"{said}{f', {kept} of them from before' if kept else ''}\n"
 
 
 # %% [markdown]
@@ -326,6 +360,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     _fold_arguments(parser, "MASKS", "with CASE.nii.gz for every test case of the fold")
     parser.add_argument("--method", default="nnU-Net", metavar="NAME", help="of the row in the tables (nnU-Net)")
+    parser.add_argument("--values", default="", metavar="WHICH", help="what the numbers in the masks are: own, the "
+                        "values of the folder's labels, or ids; told only where both could be meant")
 
 
 # %%
@@ -335,7 +371,10 @@ def _fold_setup(given: argparse.Namespace) -> "Setup":
     from attenscribble.runs.config import Config
     from attenscribble.runs.setup import resolve
 
-    return resolve(Config(**{**_pairs(given.settings), "dataset": given.dataset}))
+    settings = _pairs(given.settings)
+    if "dataset" in settings:
+        raise ValueError(f"dataset: found {settings['dataset']!r} beside {given.dataset!r}, expected one of the two")
+    return resolve(Config(**settings, dataset=given.dataset))
 
 
 # %%
@@ -353,8 +392,10 @@ def _score(given: argparse.Namespace) -> None:
     from attenscribble.reporting.nnunet import result_report, score_predictions
 
     setup = _fold_setup(given)
-    result = score_predictions(given.folder, setup.dataset, setup.config, given.method)
+    result = score_predictions(given.folder, setup.dataset, setup.config, given.method, given.values)
     folder = Path(setup.config.archive or given.folder)
+    if left := result["left_out"]:
+        print(f"left out, as they are no masks of fold {setup.config.fold}: {', '.join(left)}", file=sys.stderr)
     print(f"{result_report(result)}\n{write_json(result, folder / (result['run'] + '.json'))}")
 
 
@@ -396,7 +437,7 @@ def write_notebook(
 ) -> Path:  # the notebook's file
     "Write a notebook of the package. Raises ValueError for an unknown name, DataError for a file that is in the way."
     original = _original(one_of("notebook", name, NOTEBOOKS))
-    target = Path(folder).expanduser() / f"{name}.ipynb"
+    target = Path(named_place("FOLDER", folder)).expanduser() / f"{name}.ipynb"
     if target.resolve() == original.resolve():
         raise DataError(target, "the original", "another folder")
     if target.exists() and not overwrite:
@@ -506,7 +547,8 @@ def _list(text: Callable[[], str], about: str) -> _Command:
 _COMMANDS = {
     "train": _Command("learn from scribbles, segment the test scans and score them", _train, _train_arguments,
                       "stopped; the same command goes on from the last checkpoint"),
-    "predict": _Command("segment scans with a trained network", _predict, _predict_arguments),
+    "predict": _Command("segment scans with a trained network", _predict, _predict_arguments,
+                        "stopped; the same command goes on with the scans that have no mask"),
     "check": _Command("find everything that is wrong with a folder of scans and scribbles", _check, _check_arguments),
     "methods": _list(list_methods, "list the methods: name, title, loss terms, source"),
     "datasets": _list(list_datasets, "list the datasets: what each is, and where it lies or how to get it"),
@@ -557,6 +599,24 @@ def _parser() -> _Parser:
     return parser
 
 
+# %% [markdown]
+# Where a shell variable is not set, its word is missing, and the words behind it move up. So no argument may be empty, and none that stands alone may look
+# like NAME=VALUE. This holds for every command, whatever its arguments are called.
+
+# %%
+#| export
+def _check_given(given: argparse.Namespace) -> None:
+    "Raises DataError for an argument that is missing, as where a variable of the shell is not set."
+    parser = argparse.ArgumentParser(add_help=False)
+    _COMMANDS[given.command].arguments(parser)
+    for action in parser._actions:
+        word = getattr(given, action.dest)
+        if action.option_strings and action.default != word == "":
+            raise DataError(action.option_strings[-1], "no value", "one behind it (an unset variable?)")
+        if not action.option_strings and isinstance(word, str):
+            named_place(str(action.metavar), word)
+
+
 # %%
 #| export
 def _in_one_line(error: Exception) -> str:
@@ -581,6 +641,7 @@ def _run(given: argparse.Namespace) -> int:
     "The exit status of a command."
     command = _COMMANDS[given.command]
     try:
+        _check_given(given)
         status = command.run(given) or 0
         sys.stdout.flush()
         return status

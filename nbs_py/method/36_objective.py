@@ -32,7 +32,7 @@ from torch import Tensor, nn
 # %%
 #| export
 from attenscribble.basics.distributed import BatchMean, batch_loss, common, mean_of
-from attenscribble.basics.errors import one_of
+from attenscribble.basics.errors import did_you_mean, one_of
 from attenscribble.data.batches import Batch
 from attenscribble.method.asl import attentive_similarity_loss
 from attenscribble.method.mcrf import masked_crf_loss
@@ -649,7 +649,8 @@ def _of_terms(method: Method, name: str, given: Mapping[str, Any] | None) -> Map
     terms = [term.name for term in method.terms]
     for term in given or {}:
         if term not in terms:
-            raise ValueError(f"{name}_{term}: method {method.name!r} has the terms {', '.join(terms)}")
+            raise ValueError(f"{name}_{term}: method {method.name!r} has the terms {', '.join(terms)}"
+                             + did_you_mean(term, terms))
     return given or {}
 
 

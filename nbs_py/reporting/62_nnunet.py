@@ -32,14 +32,14 @@ from nibabel import Nifti1Image
 
 # %%
 #| export
-from attenscribble.basics.errors import DataError, one_of
+from attenscribble.basics.errors import DataError, named_place, one_of
 from attenscribble.basics.files import write_atomic, write_json
 from attenscribble.data.datasets import SOURCES
 from attenscribble.data.scans import Case, Dataset, _check_same_grid, read_nifti
 from attenscribble.method.objective import METHODS
 from attenscribble.reporting.tables import summary_of
 from attenscribble.runs.config import Config
-from attenscribble.runs.inference import as_picture, save_mask, save_volume
+from attenscribble.runs.inference import OURS, as_picture, read_note, save_mask, save_volume
 from attenscribble.runs.metrics import POLICIES, format_table
 from attenscribble.runs.run import headline, score, software
 
@@ -155,6 +155,7 @@ def export_nnunet(
     Raises DataError for a case without target or place in space, a class that no target shows, names that nnU-Net
     cannot take, and a folder that is there already; ValueError for a wrong number, name or target."""
     one_of("target", target, ("scribble", "label"))
+    named_place("OUT", folder)
     place = _free_place(Path(folder), number, name or re.sub(r"[^A-Za-z0-9]", "", dataset.name.title()))
     dataset.split(fold)  # an unknown fold is refused before any folder is made
     content = _describe_dataset(dataset, target, channels)
@@ -369,7 +370,6 @@ if importlib.util.find_spec("nnunetv2"):
 else:
     print("skipped: nnunetv2 is not installed")
 
-
 # %% [markdown]
 # ## Train there
 #
@@ -386,30 +386,77 @@ else:
 # %% [markdown]
 # ## Back
 #
-# Before a folder of masks is scored, it is checked. Is there a mask for every test case, and for no other? Does each lie
-# on its scan's grid? Does it hold class ids only?
+# Before a folder of masks is scored, it is checked. Is there a mask for every test case? Does each lie on its scan's grid? Do they hold numbers with a
+# meaning? Maps that `predict --probabilities` wrote beside its masks, and masks of the fold's training patients, are left out by name; a mask of
+# anybody else is refused.
+#
+# A user's own folder may have values of its own, such as 10 and 20: masks of our runs hold these, masks of nnU-Net hold class ids. Where a folder of
+# masks could be read either way, with another meaning, it is refused until that is said.
+
+# %%
+#| export
+MEANINGS = ("own", "ids")  # what the numbers in masks may be: values of the dataset's labels, class ids
+
 
 # %%
 #| export
 def read_predictions(
-    folder: Path | str,  # CASE.nii.gz, as nnU-Net writes them
+    folder: Path | str,  # CASE.nii.gz, as nnU-Net or `predict` writes them
     dataset: Dataset,  # whose test cases they are
     fold: int = 1,  # of the dataset
+    values: str = "",  # one of `MEANINGS`; empty: whichever all numbers fit, or our own masks' headers tell
 ) -> dict[str, tuple[Case, np.ndarray]]:  # name → case and mask [Z,Y,X] uint8 class ids, for every test case
-    "Masks of a fold's test cases. Raises DataError for a missing or further one, another grid, or an unknown value."
-    files = {path.name.removesuffix(".nii.gz"): path for path in sorted(Path(folder).glob("*.nii.gz"))}
-    cases = {case.name: case for case in dataset.cases(dataset.tested(fold))}
-    for what, names in (("no mask of", cases.keys() - files.keys()), ("a mask of", files.keys() - cases.keys())):
-        if names:
-            raise DataError(folder, f"{what} {', '.join(sorted(names)[:5])}",
-                            f"one of each of the {len(cases)} test cases of fold {fold}")
-    return {name: (case, _read_prediction(files[name], case, dataset.classes)) for name, case in cases.items()}
+    """Masks of a fold's test cases. Raises DataError for a missing or further one, another grid, an unknown value, and
+    for numbers that could be values as well as class ids."""
+    return _read_predictions(folder, dataset, fold, values)[0]
 
 
 # %%
 #| export
-def _read_prediction(path: Path, case: Case, classes: int) -> np.ndarray:
-    "One mask, in the book's order."
+def _read_predictions(
+    folder: Path | str, dataset: Dataset, fold: int, values: str
+) -> tuple[dict[str, tuple[Case, np.ndarray]], list[str]]:
+    "The masks, and the names of what was left out."
+    if values:
+        one_of("values", values, MEANINGS)
+    if not Path(named_place("MASKS", folder)).is_dir():
+        raise DataError(folder, "no such folder", f"one with a mask of each test case of fold {fold}")
+    cases = {case.name: case for case in dataset.cases(dataset.tested(fold))}
+    files, left_out = _prediction_files(Path(folder), dataset, fold, [*cases])
+    stored = {name: _read_prediction(files[name], case, dataset) for name, case in cases.items()}
+    table = _meaning(Path(folder), {files[name]: mask for name, mask in stored.items()}, dataset, values)
+    ids = np.zeros(1 + max(table), np.uint8)
+    ids[list(table)] = range(len(table))
+    return {name: (case, ids[stored[name]]) for name, case in cases.items()}, left_out
+
+
+# %%
+#| export
+def _prediction_files(
+    folder: Path, dataset: Dataset, fold: int, cases: Sequence[str]
+) -> tuple[dict[str, Path], list[str]]:
+    "A file for every test case, and names of what is no mask of one. Raises DataError for a missing or further one."
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.nii*")):
+        name = re.sub(r"\.nii(\.gz)?$", "", path.name)
+        if files.setdefault(name, path) != path:
+            raise DataError(path, f"a second mask of {name}", f"only {files[name]}")
+    maps = {name for name in files if name not in cases and re.sub("_(probabilities|uncertainty)$", "", name) in (
+        files.keys() - {name})}
+    trains = [patient for patient in dataset.patients if patient not in dataset.tested(fold)]
+    trained = {name for name in files if name not in cases and any(f"{name}_".startswith(f"{p}_") for p in trains)}
+    left_out = sorted(maps | trained)
+    for what, names in (("no mask of", {*cases} - files.keys()), ("a mask of", files.keys() - {*cases, *left_out})):
+        if names:
+            raise DataError(folder, f"{what} {', '.join(sorted(names)[:5])}",
+                            f"one of each of the {len(cases)} test cases of fold {fold}")
+    return files, left_out
+
+
+# %%
+#| export
+def _read_prediction(path: Path, case: Case, dataset: Dataset) -> np.ndarray:
+    "One mask as it is stored, in the book's order. Raises DataError for another grid, or a number without meaning."
     volume, scan = read_nifti(path, flat=True)
     expected = cast(Nifti1Image, as_picture(np.zeros(case.shape, np.uint8), case))
     expected = type(expected).from_bytes(expected.to_bytes())  # as a reader of it would see the grid
@@ -418,9 +465,30 @@ def _read_prediction(path: Path, case: Case, classes: int) -> np.ndarray:
     mask = case.grid.take(volume.T) if case.grid else volume
     if mask.shape != case.shape:
         raise DataError(path, f"shape {mask.shape}", f"the scan's {case.shape}")
-    if strange := sorted(set(np.unique(mask).tolist()) - set(range(classes))):
-        raise DataError(path, f"the values {strange[:5]}", f"class ids, 0 to {classes - 1}")
-    return mask.astype(np.uint8)
+    ids = range(dataset.classes)
+    if strange := sorted(set(np.unique(mask).tolist()) - {*ids, *dataset.values}):
+        own = f", or the labels' values {', '.join(map(str, dataset.values))}" if dataset.values else ""
+        raise DataError(path, f"the values {strange[:5]}", f"class ids, 0 to {dataset.classes - 1}{own}")
+    return mask.astype(np.int64)
+
+
+# %%
+#| export
+def _meaning(folder: Path, masks: dict[Path, np.ndarray], dataset: Dataset, values: str) -> tuple[int, ...]:
+    "Index = class id: the number that stands for it in these masks. Raises DataError where it cannot be known."
+    ids = tuple(range(dataset.classes))
+    choices = {"own": tuple(dataset.values) or ids, "ids": ids}
+    found = {path: {*np.unique(mask).tolist()} for path, mask in masks.items()}
+    everything = set().union(*found.values())
+    fits = {name: table for name, table in choices.items() if everything <= {*table} and values in ("", name)}
+    if len(fits) == 2 and all(fits["own"].index(number) == number for number in everything):
+        return ids  # the same either way
+    if len(fits) == 2 and all(read_note(path).startswith(OURS) for path in masks):
+        return choices["own"]
+    if len(fits) != 1:
+        raise DataError(folder, f"the values {sorted(everything)[:9]}", "masks that hold either " + " or ".join(
+            f"{' '.join(map(str, table))} (--values {name})" for name, table in choices.items()))
+    return next(iter(fits.values()))
 
 
 # %%
@@ -430,6 +498,7 @@ def score_predictions(
     dataset: Dataset,  # whose test cases they are
     config: Config,  # which fold, seed, and whether HD95
     method: str = "nnU-Net",  # its name in the tables
+    values: str = "",  # what the numbers in the masks are, as for `read_predictions`
 ) -> dict[str, Any]:  # a result, as a training's
     """Score masks from elsewhere like those of a run. Raises what `read_predictions` raises, DataError for a dataset
     without labels or spacing, ValueError for the name of a method of ours."""
@@ -437,9 +506,9 @@ def score_predictions(
         raise ValueError(f"method: found {method!r}, expected a name that no method of this package has")
     if not dataset.scored:
         raise DataError(dataset.name, "no dense labels", "a dataset that can be scored")
-    cases = read_predictions(folder, dataset, config.fold)
+    cases, left_out = _read_predictions(folder, dataset, config.fold, values)
     rows = [row for case, mask in cases.values() for row in _score_case(case, mask, dataset, config)]
-    return _as_result(method, rows, len(cases), dataset, config)
+    return _as_result(method, rows, len(cases), dataset, config) | {"left_out": left_out}
 
 
 # %%
@@ -461,7 +530,9 @@ def _as_result(method: str, rows: list[dict[str, Any]], volumes: int, dataset: D
     digest = hashlib.sha256(json.dumps([named, rows], sort_keys=True).encode()).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
     settings = named | {"hd95": config.hd95} | {f"data_{key}": value for key, value in config.data.items()}
-    return {"run": f"{config.dataset}-{slug}-fold{config.fold}-seed{config.seed}-elsewhere-{digest}", **named,
+    settings |= {"folder": config.decisive["folder"]} if "folder" in config.decisive else {}
+    data = re.sub(r"[^\w.-]+", "_", str(settings.get("folder", ""))) or config.dataset
+    return {"run": f"{data}-{slug}-fold{config.fold}-seed{config.seed}-elsewhere-{digest}", **named,
             "title": method, "profile": "elsewhere", "preset": "–", "checkpoint": "elsewhere",
             "test_volumes": volumes, "machine": "trained elsewhere", "train_seconds": 0, "differences": settings,
             "settings": settings, "data_source": dataset.source, "software": software(), "scored": True,

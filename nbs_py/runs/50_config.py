@@ -20,20 +20,27 @@
 # %%
 #| export
 import hashlib
+import inspect
 import json
+import os
 import re
-from collections.abc import Mapping
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 # %%
 #| export
-from attenscribble.basics.errors import one_of, unknown_setting
-from attenscribble.basics.notebook import notebook_settings
+from attenscribble.basics.errors import DataError, did_you_mean, one_of, unknown_setting
+from attenscribble.basics.notebook import notebook_settings, settings_in
 from attenscribble.data.datasets import SOURCES
+from attenscribble.data.folder import FolderOptions
 from attenscribble.method.objective import Method, Objective, method_named
 from attenscribble.method.switches import RELEASED, MethodSwitches, Switches
 from attenscribble.method.other_networks import check_network
@@ -90,7 +97,10 @@ PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume",
 # | `"1e-4"`, `"false"`, `"12"` | from a command line | become number, truth value, number |
 # | `None` | left as it was in the parameters cell | profile, preset or default decides |
 # | a name nobody knows | anywhere | refused, with the nearest name |
-# | a value out of range | anywhere | refused, with the field and the choices |
+# | a value out of range, infinity, NaN | anywhere | refused, with the field and the choices |
+# | two values for one setting | in a dictionary and alone | refused, with both |
+#
+# All that is wrong is said at once, a line for each.
 
 # %%
 #| export
@@ -159,6 +169,27 @@ class TestSettings(Switches):
 
 # %%
 #| export
+def usable_device(
+    name: str,  # as it was given
+) -> str:  # the same
+    "A device that this machine has. Raises ValueError for another, with the nearest name."
+    named = re.fullmatch(r"cuda(?::(\d+))?", name)
+    count = torch.cuda.device_count() if named and torch.cuda.is_available() else 0
+    if name in ("auto", "cpu") or (name == "mps" and torch.backends.mps.is_available()):
+        return name
+    if not named:
+        asked = "cuda" if "gpu" in name.lower() else name.lower()
+        near = did_you_mean(asked, ("auto", "cpu", "cuda"))
+        raise ValueError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:1{near}")
+    if not count:
+        raise ValueError(f"device: found {name!r}, expected auto or cpu: no CUDA device is available")
+    if int(named[1] or 0) >= count:
+        raise ValueError(f"device: found {name!r}, expected cuda:0 to cuda:{count - 1}, as many as there are")
+    return name
+
+
+# %%
+#| export
 class PlaceSettings(Switches):
     "Where a run computes, and where it writes."
 
@@ -173,9 +204,7 @@ class PlaceSettings(Switches):
     @field_validator("device")
     @classmethod
     def known_device(cls, name: str) -> str:
-        if name != "auto" and torch.device(name).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("no CUDA device is available: use device=auto or cpu")
-        return name
+        return usable_device(name)
 
 
 # %% [markdown]
@@ -226,17 +255,23 @@ class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSe
         self,
         **given: Any,  # settings by name
     ) -> None:
+        faults: list[str] = []
         try:
-            super().__init__(**_filled(_gathered(given)))
+            super().__init__(**_filled(_gathered(given, faults), faults))
         except ValidationError as error:
-            raise ValueError("\n".join(_explained(e) for e in error.errors())) from None
+            faults += [_explained(e) for e in error.errors()]
+        if faults:
+            raise ValueError("\n".join(dict.fromkeys(faults)))
 
     @model_validator(mode="after")
     def fits_together(self) -> "Config":
+        faults: list[str] = []
         if self.devices > 1 and ":" in self.device:
-            raise ValueError(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
-                             "expected auto, cpu or cuda")
-        check_network(method_and_terms(self)[0], self)
+            faults.append(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
+                          "expected auto, cpu or cuda")
+        _noted(faults, lambda: check_network(method_named(self.method), self))
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
     def flat(self) -> dict[str, Any]:
@@ -300,28 +335,60 @@ def method_and_terms(
 # ## From what is given to all settings
 #
 # First, entries of the open groups are gathered; a dictionary such as `crf={"mask": "p"}`, as papermill's YAML may have it, is the same as
-# `crf_mask="p"`. Then names are looked at, and the rest is filled in: the method's own settings, the profile over them, the preset over both.
+# `crf_mask="p"`. Then names are looked at, and the rest is filled in: the method's own settings, the profile over them, the preset over both. What is
+# wrong is noted and left out, so that the rest is looked at as well.
+
+# %%
+#| export
+def _noted(
+    faults: list[str],  # gets the message
+    call: Callable[[], Any],
+) -> Any:  # what the call returns; None where it raises
+    "A call whose ValueError is noted."
+    try:
+        return call()
+    except ValueError as error:
+        faults.append(str(error))
+        return None
+
+
+# %%
+#| export
+def _flat(
+    given: Mapping[str, Any],  # flat names, or dictionaries of groups
+    faults: list[str],  # gets a line for a group that is none, and for a setting with two values
+) -> dict[str, Any]:
+    "Flat names without None; a dictionary of a group as its entries."
+    starts, flat = {field: start for start, field in OPEN.items()}, dict[str, Any]()
+    for name, value in given.items():
+        entries = {name: value}
+        if name in starts and value is not None:
+            inside = _noted(faults, partial(settings_in, name, value)) or {}
+            entries = {f"{starts[name]}_{key}": entry for key, entry in inside.items()}
+        elif isinstance(value, dict) and name not in Config.model_fields and name.partition("_")[0] not in OPEN:
+            of_a_group = any(field.startswith(f"{name}_") for field in Config.model_fields)
+            entries = {f"{name}_{key}": entry for key, entry in value.items()} or ({} if of_a_group else entries)
+        for key, entry in entries.items():
+            if entry is not None and str(flat.setdefault(key, entry)) != str(entry):
+                faults.append(f"{key}: found {flat[key]!r} and {entry!r}, expected one of the two")
+    return flat
+
 
 # %%
 #| export
 def _gathered(
     given: Mapping[str, Any],  # flat names, or dictionaries of groups
+    faults: list[str],  # gets a line for each that is none
 ) -> dict[str, Any]:  # fields of `Config`
-    "Flat names without None, each entry of an open group inside its dictionary."
-    flat: dict[str, Any] = {}
-    for name, value in given.items():
-        grouped = isinstance(value, dict) and name not in Config.model_fields
-        flat |= {f"{name}_{key}": entry for key, entry in value.items()} if grouped else {name: value}
+    "Each entry of an open group inside its dictionary."
     found: dict[str, Any] = {}
-    for name, value in flat.items():
+    for name, value in _flat(given, faults).items():
         start, _, rest = name.partition("_")
         value = str(value) if isinstance(value, Path) else value
-        if value is None:
-            continue
         if start in OPEN and rest and name not in Config.model_fields:
             found[OPEN[start]] = found.get(OPEN[start], {}) | {rest: value}
         else:
-            found[name] = found.get(name, {}) | value if name in OPEN.values() else value
+            found[name] = value
     return found
 
 
@@ -329,22 +396,37 @@ def _gathered(
 #| export
 def _filled(
     given: Mapping[str, Any],  # of `_gathered`
+    faults: list[str],  # gets a line for each name that nobody knows
 ) -> dict[str, Any]:
-    "Method, profile and preset fill in what is not given. Raises ValueError for a name that nobody knows."
-    method = method_named(given.get("method", "ours"))
-    _check_names(given, method)
-    profile = choose_profile(given)
-    preset = one_of("preset", given.get("preset", "paper"), PRESETS)
+    "Method, profile and preset fill in what is not given."
+    method, given = _method_of(given, faults)
+    given = _known(given, method, faults)
+    profile = _noted(faults, lambda: choose_profile(given)) or "smoke"
+    preset = _noted(faults, lambda: one_of("preset", given.get("preset", "paper"), PRESETS)) or "paper"
     options = method.options.released if preset == "released" else {}
-    fills = _gathered({**method.settings, **PROFILES[profile], **PRESETS[preset], "method_options": dict(options)})
+    fills = _gathered({**method.settings, **PROFILES[profile], **PRESETS[preset], "method_options": dict(options)}, [])
     terms = {term.name for term in method.terms}
     for group in ("lam", "start", "ramp"):
         fills[group] = {name: value for name, value in fills.get(group, {}).items() if name in terms}
     if given.get("dataset", "phantom") != "phantom":  # the options that a profile fills in are the phantom's
         fills.pop("data", None)
     merged = {name: fills.get(name, {}) | given.get(name, {}) for name in OPEN.values()}
-    merged["method_options"] = _own_options(method, merged["method_options"])
+    merged["method_options"] = _noted(faults, lambda: _own_options(method, merged["method_options"])) or {}
     return {**fills, **given, **merged, "profile": profile, "preset": preset}
+
+
+# %%
+#| export
+def _method_of(given: Mapping[str, Any], faults: list[str]) -> tuple[Method, dict[str, Any]]:
+    "The method, and what is given; of a method that nobody knows, without all that depends on it."
+    name = given.get("method", "ours")
+    if not isinstance(name, str):
+        faults.append(f"method: found {name!r}, expected a name, such as 'ours'")
+    method = _noted(faults, lambda: method_named(name)) if isinstance(name, str) else None
+    if method is not None:
+        return method, dict(given)
+    dependent = ("method", "lam", "start", "ramp", "method_options", "net_name", "net_options")
+    return method_named("ours"), {name: value for name, value in given.items() if name not in dependent}
 
 
 # %%
@@ -357,16 +439,67 @@ def _own_options(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("\n".join(_explained(e, "method_") for e in error.errors())) from None
 
 
+# %% [markdown]
+# Names first: those of settings, of a method's own switches, of its terms, of the options of a dataset.
+
 # %%
 #| export
-def _check_names(given: Mapping[str, Any], method: Method) -> None:
-    "Raises ValueError with the nearest name for every setting that nobody knows."
+def _known(given: Mapping[str, Any], method: Method, faults: list[str]) -> dict[str, Any]:
+    "What is given under names that somebody knows; a line for each of the others, with the nearest name."
     own = [f"method_{name}" for name in method.options.model_fields]
-    asked = [name for name in given if name not in Config.model_fields]
-    asked += [name for option in given.get("method_options", {}) if (name := f"method_{option}") not in own]
     known = [*(name for name in Config.model_fields if name not in OPEN.values()), *own]
-    if asked:
-        raise ValueError("\n".join(unknown_setting(name, known) for name in asked))
+    kept = {name: value for name, value in given.items() if name in Config.model_fields}
+    wrong = {"method_options": [name for name in kept.get("method_options", {}) if f"method_{name}" not in own]}
+    faults += [unknown_setting(name, known) for name in given if name not in kept]
+    faults += [unknown_setting(f"method_{name}", known) for name in wrong["method_options"]]
+    for group in ("lam", "start", "ramp"):
+        noted: dict[str, list[str]] = {name: [] for name in kept.get(group, {})}
+        for name, lines in noted.items():
+            _noted(lines, partial(Objective, method, **{group: {name: 1}}))
+            faults += lines
+        wrong[group] = [name for name, lines in noted.items() if lines]
+    amiss = _data_faults(kept.get("dataset", "phantom"), kept.get("data", {}))
+    faults += amiss.values()
+    wrong["data"] = [*amiss]
+    return {name: {key: entry for key, entry in value.items() if key not in wrong[name]} if name in wrong else value
+            for name, value in kept.items()}
+
+
+# %% [markdown]
+# A dataset's options are the parameters of its loader: their names, and the types that these have there.
+
+# %%
+#| export
+def _data_faults(dataset: Any, options: Mapping[str, Any]) -> dict[str, str]:
+    "Option → what is wrong with it, for those that the dataset's loader does not know or cannot take."
+    if not isinstance(dataset, str) or dataset not in SOURCES or not options:
+        return {}
+    model = _loader_options(dataset)
+    try:
+        model(**{name: _typed(value) for name, value in options.items()})
+        return {}
+    except ValidationError as error:
+        known = [f"data_{name}" for name in model.model_fields]
+        first = {str(e["loc"][0]): e for e in reversed(error.errors())}
+        return {name: f"{unknown_setting(f'data_{name}', known)} ({dataset} has {', '.join(known)})"
+                if e["type"] == "extra_forbidden" else f"data_{name}: found {options[name]!r}; {e['msg']}"
+                for name, e in first.items()}
+
+
+# %%
+#| export
+@cache
+def _loader_options(dataset: str) -> type[BaseModel]:
+    "The options of a dataset's loader, with their types."
+    source = SOURCES[dataset]
+    if dataset == "folder":
+        return FolderOptions
+    parameters = [*inspect.signature(source.build).parameters.values()][1 if source.folders else 0:]
+    others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)  # which the loader looks at
+    config = ConfigDict(extra="allow" if others else "forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    fields: dict[str, Any] = {one.name: (one.annotation, one.default) for one in parameters
+                              if one.kind is not one.VAR_KEYWORD}
+    return create_model(f"{dataset}_options", __config__=config, **fields)
 
 
 # %%
@@ -421,6 +554,74 @@ assert Config(**current_names({"method": "ustm", "asl": {"sigma": 2.0}, "own": {
     method="ustm", asl_sigma_xy=2.0, method_passes=4)
 
 # %% [markdown]
+# ## A file is not asked what to run
+#
+# A checkpoint may come from somebody else. Its settings may name a network or a method by an import path, and to import is to run a module. So such a name
+# is looked up among known networks; for any other the user gives their word, by the module's name. A known network is one of an installed package,
+# and fetches nothing.
+
+# %%
+#| export
+KNOWN_NETWORKS = ("monai.networks.nets", "torchvision.models", "attenscribble")  # modules that a checkpoint may name
+_FETCHING = re.compile("pretrain|weight|url|path|file")  # in the names of options that read from elsewhere
+
+
+# %%
+#| export
+def check_trust(
+    path: Path | str,  # of the file, for the message
+    settings: Mapping[str, Any],  # that were read from it, under today's names
+    trust: str | Sequence[str] = (),  # modules, or import paths, that the user gave their word for
+) -> None:
+    "Raises DataError, naming the module, where settings from a file would run code that nobody gave their word for."
+    words = [trust] if isinstance(trust, str) else [*trust]
+    method, network = (str(settings.get(field, "")) for field in ("method", "net_name"))
+    for field, name in (("method", method if ":" in method else ""), ("net_name", network)):
+        module = name.partition(":")[0]
+        if not name or any(word and (word == name or f"{module}.".startswith(f"{word}.")) for word in words):
+            continue
+        if not (_is_known(module) and not _fetches(settings.get("net_options", {}))):
+            raise DataError(f"{path}: {field}", f"{name!r}, which runs {_where(module)}",
+                            f"a network that is known here, or your word for it: --trust {module} (in Python "
+                            f"trust={module!r})")
+
+
+# %%
+#| export
+def _is_known(module: str) -> bool:
+    "Whether a module is one of networks that are known, and of an installed package, not of a file in this folder."
+    top = module.split(".")[0]
+    if not any(f"{module}.".startswith(f"{known}.") for known in KNOWN_NETWORKS):
+        return False
+    places = [Path(sysconfig.get_paths()[kind]).resolve() for kind in ("purelib", "platlib")]
+    file = Path(_where(module)).resolve()
+    return top == "attenscribble" or any(place in file.parents for place in places)
+
+
+def _fetches(options: Any) -> bool:
+    "Whether a network's keywords may make it read from elsewhere."
+    text = json.dumps(options, default=str)
+    return "://" in text or any(value for name, value in dict(options).items() if _FETCHING.search(name))
+
+
+def _where(module: str) -> str:
+    "The file of a module's package, found without running it; its name where there is none."
+    top = module.split(".")[0]
+    found = getattr(sys.modules.get(top), "__spec__", None) or PathFinder.find_spec(top, [*sys.path, os.getcwd()])
+    return found.origin if found is not None and found.origin else module
+
+
+# %%
+for field, name in (("method", "my_idea:size"), ("net_name", "my_net:Net"), ("net_name", "os")):
+    try:
+        check_trust("checkpoint.pt", {field: name}, trust="another_idea")
+        raise RuntimeError("a checkpoint chose what is run")
+    except DataError as error:
+        print(str(error).replace(os.path.dirname(os.__file__), "…"))
+check_trust("checkpoint.pt", {"method": "my_idea:size"}, "my_idea")
+check_trust("checkpoint.pt", {"method": "ours", "net_name": "monai.networks.nets:BasicUNet"})
+
+# %% [markdown]
 # ## From a notebook's parameters
 #
 # [`notebook_settings`](../basics/06_notebook.ipynb) reads what papermill has written into a notebook; `train.ipynb` gives it to `Config`. YAML may hold
@@ -458,7 +659,9 @@ assert "expected one of paper, released; did you mean 'released'?" in message(pr
 assert "crf_mask: found 'both'; Input should be 'pq', 'p' or 'none'" in message(crf_mask="both")
 assert "multiple of 16" in message(size=100)
 assert "lam_atn: method 'pce' has the terms seg" in message(method="pce", lam_atn=1)
-message(method="our", dataset="acdc")
+assert "lam: found 5, expected NAME=VALUE" in message(lam=5) and "finite number" in message(lr="inf")
+assert message(crf={"mask": "p"}, crf_mask="none") == "crf_mask: found 'p' and 'none', expected one of the two"
+print(message(method="our", dataset="acdc", devise="cpu", device="gpu", lr=-1, data_patiens=3))
 
 # %% [markdown]
 # ## What a preset changes
@@ -481,8 +684,8 @@ assert Config(seed=1).run_id != Config(seed=2).run_id
 assert Config(asl_sigma_xy=3.5).run_id != Config().run_id
 released = Config(preset="released")
 assert Config(**json.loads(released.model_dump_json())) == released
-typed = Config(data_patients="5", data_sequence="t2spir", data_robust="true").data
-assert typed == {"patients": 5, "sequence": "t2spir", "robust": True}, "as a command line gives them"
+typed = Config(dataset="folder", data_folds="5", data_axis="coronal", data_robust="true").data
+assert typed == {"folds": 5, "axis": "coronal", "robust": True}, "as a command line gives them"
 ours, theirs = (Config(dataset="folder", root=f"data/{name}") for name in ("liver", "spleen"))
 assert ours.run_id != theirs.run_id and ours.run_id.startswith("liver-") and "root" not in ours.decisive
 config.run_id

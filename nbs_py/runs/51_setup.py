@@ -29,7 +29,7 @@ from attenscribble.basics.errors import one_of
 from attenscribble.data.datasets import SOURCES, open_dataset
 from attenscribble.data.scans import Dataset
 from attenscribble.method.objective import Method, Objective
-from attenscribble.runs.config import Config, method_and_terms
+from attenscribble.runs.config import Config, method_and_terms, usable_device
 
 # %%
 from attenscribble.basics.checking import exercise
@@ -47,7 +47,8 @@ from attenscribble.data.phantom import phantom
 def choose_device(
     name: str = "auto",  # auto, cpu, cuda, cuda:1, …
 ) -> torch.device:  # `auto`: the first CUDA device, else the CPU
-    "The device to compute on."
+    "The device to compute on. Raises ValueError for a name of none, and for one that this machine lacks."
+    usable_device(name)
     if name == "auto":
         name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

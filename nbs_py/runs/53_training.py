@@ -61,7 +61,7 @@ from attenscribble.data.scans import Case, Dataset
 from attenscribble.method.objective import LossContext, attention_of
 from attenscribble.method.other_networks import build_network
 from attenscribble.method.pce import partial_cross_entropy
-from attenscribble.runs.config import Config, current_names
+from attenscribble.runs.config import Config, check_trust, current_names
 from attenscribble.runs.launch import launch, process_group, synchronise_batch_norm
 from attenscribble.rivals.teachers import Ema
 from attenscribble.runs.setup import Setup, resolve
@@ -306,8 +306,11 @@ def _check_zip(path: Path | str) -> None:
 def read_checkpoint(
     path: Path | str,  # of a checkpoint
     device: torch.device | str = "cpu",  # where its tensors go
+    trust: str | Sequence[str] = (),  # modules that may be run if it names them, as `check_trust`
 ) -> dict[str, Any]:  # everything in it; "config" as a `Config`, "dataset" the dataset's facts, {} if it knows none
-    "A checkpoint's content, its checksums verified. Raises DataError for what is no checkpoint, damaged, or unknown."
+    """A checkpoint's content, its checksums verified.
+
+    Raises DataError for what is no checkpoint, damaged, or unknown, and for one that names code nobody trusts."""
     try:
         _check_zip(path)
         content = torch.load(path, map_location=device, weights_only=True, mmap=True)  # tensors are read when used
@@ -320,6 +323,7 @@ def read_checkpoint(
         raise
     except Exception as error:  # whatever zip, pickle and PyTorch raise for bytes that are no checkpoint
         raise DataError(path, f"no checkpoint ({type(error).__name__})", _WHOLE) from error
+    check_trust(path, current_names(config), trust)
     return content | {"config": _settings_in(config, path), "dataset": facts, "best": best}
 
 
@@ -357,7 +361,7 @@ def fill(
 def _restore(state: Training, path: Path) -> None:
     "Go on from a checkpoint. Raises ValueError when it belongs to other settings or other data."
     device = state.setup.device
-    content = read_checkpoint(path, device)
+    content = read_checkpoint(path, device, [state.config.method, state.config.net_name])  # these the user has named
     if (found := content["config"].run_id) != state.config.run_id:
         raise ValueError(f"{path}: found a checkpoint of {found}, expected {state.config.run_id}")
     if content["dataset"].get("version", "") != state.setup.dataset.facts().get("version", ""):
@@ -639,7 +643,7 @@ def continue_training(
 #| export
 def _learnt(state: Training) -> dict[str, Any]:
     "What a step may have changed."
-    parts = {"model": state.model, "optimiser": state.optimiser} | _companions(state)
+    parts: dict[str, Any] = {"model": state.model, "optimiser": state.optimiser} | _companions(state)
     return {name: part.state_dict() for name, part in parts.items()}
 
 

@@ -20,7 +20,11 @@
 
 # %%
 #| export
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +41,12 @@ from tqdm.auto import tqdm
 
 # %%
 #| export
-from attenscribble.basics.errors import DataError
+from attenscribble import __version__
+from attenscribble.basics.errors import DataError, named_place
 from attenscribble.basics.files import write_atomic
 from attenscribble.data.batches import resize_image, resize_labels
 from attenscribble.data.folder import group_modalities, list_nifti, read_scan, said
-from attenscribble.data.grid import three_axes
-from attenscribble.data.scans import Case, read_nifti
+from attenscribble.data.scans import Case
 from attenscribble.method.objective import method_named
 from attenscribble.method.other_networks import build_network
 from attenscribble.runs.config import Config
@@ -391,7 +395,6 @@ with evaluating(model):
               f"{as_text([dice(found == c, systole.label == c) for c in (1, 2, 3)], 3)}")
 assert batches["bilinear, as in testing"].diff().std() < batches["nearest, as in training"].diff().std()
 
-
 # %% [markdown]
 # For a model that averages over five pixels, hardly. A network that reads texture may care more; whether it does is a
 # question for an experiment. The released route stays the default.
@@ -403,18 +406,25 @@ assert batches["bilinear, as in testing"].diff().std() < batches["nearest, as in
 
 # %%
 #| export
+OURS = "attenscribble"  # how the description in a file's header begins if it was written here
+
+
+# %%
+#| export
 def save_mask(
     mask: np.ndarray,  # [Z,Y,X] uint8 class ids
     case: Case,  # whose scan it is: gives the shape and the place in space
     path: Path | str,  # *.nii.gz or *.nii
     values: Sequence[int] = (),  # index = class id: what is written for it; () writes the ids
+    note: str = "",  # goes into the header; none given, masks with values say that they are ours
 ) -> Path:  # the file written
     """Write a mask as NIfTI on its scan's grid, so that any viewer lays one over the other.
 
     Raises TypeError unless the mask is uint8, and what `save_volume` raises."""
     if mask.dtype != np.uint8:
         raise TypeError(f"{case.name}: mask: found {mask.dtype}, expected uint8")
-    return save_volume(np.array(values, np.uint8)[mask] if values else mask, case, path)
+    note = note or (OURS if values else "")
+    return save_volume(np.array(values, np.uint8)[mask] if values else mask, case, path, note)
 
 
 # %%
@@ -423,6 +433,7 @@ def save_volume(
     volume: np.ndarray,  # [Z,Y,X], or [C,Z,Y,X] for a fourth axis in the file
     case: Case,  # whose scan it is
     path: Path | str,  # *.nii.gz or *.nii
+    note: str = "",  # at most 79 letters for the header
 ) -> Path:  # the file written
     """Write numbers as NIfTI on a scan's grid: shape, axes, affine and codes of its file where they are known.
 
@@ -433,6 +444,7 @@ def save_volume(
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"path: found {path.name}, expected a name that ends in .nii or .nii.gz")
     picture = as_picture(volume, case)
+    cast(Any, picture.header)["descrip"] = note.encode("ascii")
     write_atomic(path, lambda new: nib.save(picture, new))
     return path
 
@@ -616,11 +628,12 @@ def load_network(
     path: Path | str,  # a checkpoint, or the run folder that holds it
     device: str = "auto",  # where it goes: auto, cpu, cuda, cuda:1
     classes: int | None = None,  # for a checkpoint that does not know its dataset
+    trust: str | Sequence[str] = (),  # modules that may be run if the checkpoint names them
 ) -> TrainedNetwork:  # in eval mode
     "The network of a checkpoint, ready to predict: the validated best if that was the rule, else the last."
     path = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     target = choose_device(device)
-    content = read_checkpoint(path, target)
+    content = read_checkpoint(path, target, trust)
     config, facts = content["config"].model_copy(update={"device": "auto"}), content["dataset"]
     if not facts and classes is None:
         raise DataError(path, "no word on its dataset", "a checkpoint of this version: train again with resume=false")
@@ -640,8 +653,10 @@ def load_network(
 # attenscribble predict --checkpoint runs/RUN new-scans masks --uncertainty
 # ```
 #
-# Everything that can be refused is refused before the first scan: a checkpoint that is none, a missing modality, a 4D
-# file, a mask that is there already.
+# What concerns all scans is refused before the first: a checkpoint that is none or names code to run, a file in the way. What concerns one scan does
+# not stop the others: a scan that is blank, damaged, 4D or lacks a modality is named at the end, with its reason. The same command then goes on. A mask
+# that is there is kept if this very network made it of this very scan, which its header tells by a digest; one that was made otherwise is neither taken
+# for it nor replaced unasked.
 
 # %%
 #| export
@@ -651,6 +666,23 @@ def _tested_weights(content: dict[str, Any]) -> dict[str, Tensor]:
         return content["best"]["model"]
     average = content.get("average", {})
     return {name.removeprefix("network."): value for name, value in average.items()} or content["model"]
+
+
+# %%
+#| export
+class ScansFailed(DataError):
+    "Some scans of a folder got no mask, each for a reason of its own."
+
+    def __init__(
+        self,
+        failures: Mapping[str, str],  # file → reason
+        masks: Sequence[Path],  # of the other scans
+    ) -> None:
+        count = len(failures) + len(masks)
+        reasons = [reason if reason.startswith(file) else f"{file}: {reason}" for file, reason in failures.items()]
+        super().__init__("\n".join([f"{len(failures)} of {count} scans got no mask; the same command goes on with them",
+                                    *(f"  {reason}" for reason in reasons)]))
+        self.failures, self.masks = dict(failures), [*masks]
 
 
 # %%
@@ -665,23 +697,120 @@ def predict_files(
     uncertainty: bool = False,  # also NAME_uncertainty.nii.gz, float32 in [0,1]
     flips: bool = False,  # average over mirror images; only where training used them
     overwrite: bool = False,  # replace files that are there
+    skip_existing: bool = False,  # keep files that are there, whoever made them
+    trust: str | Sequence[str] = (),  # modules that may be run if the checkpoint names them
     device: str = "auto",  # auto, cpu, cuda, cuda:1
 ) -> list[Path]:  # the masks
     """Segment scans with a trained network: a mask for each, uint8, with the geometry of the scan's file.
 
     A mask holds the values of the labels that were trained on where the dataset was the user's own, else class ids.
-    Raises DataError, naming file or checkpoint, before anything is written; on reading for a damaged scan."""
-    network = load_network(checkpoint, device)
+    Masks that this network made of these scans before are kept. Raises DataError, naming file or checkpoint, before
+    anything is written; at the end `ScansFailed`, naming every scan of a folder that got no mask."""
+    for field, place in (("checkpoint", checkpoint), ("IN", source), ("OUT", target)):
+        named_place(field, place)
+    network = load_network(checkpoint, device, trust=trust)
     if flips:
         _check_flips(network, checkpoint)
-    scans = find_scans(source, network.facts["channels"])
+    scans, failures = _scans_in(Path(source), network.facts["channels"])
     files = {name: _outputs(name, Path(target), Path(source), probabilities, uncertainty) for name in scans}
-    _check_files(scans, files, overwrite)
+    _check_files(scans, files)
+    notes = _Notes(network, flips)
+    wanted = {name: _wanted(scans[name], files[name], notes, overwrite, skip_existing) for name in scans}
+    more = {"flips": True} if flips else {}  # else as the run's own settings say
     for name, images in tqdm(scans.items(), desc="scans"):
-        (case,) = said([read_scan(images, **network.facts["reading"])])
-        more = {"flips": True} if flips else {}  # else as the run's own settings say
-        _segment_file(network, case, files[name], batch_size=batch_size, **more)
-    return [paths["mask"] for paths in files.values()]
+        if wanted[name]:
+            reason = _segment_scan(network, images, wanted[name], notes, batch_size=batch_size, **more)
+            failures |= {str(images[0]): reason} if reason else {}
+    masks = [files[name]["mask"] for name, images in scans.items() if str(images[0]) not in failures]
+    return _all_or_named(Path(source), failures, masks)
+
+
+# %% [markdown]
+# A single scan's fault is raised as it is.
+
+# %%
+#| export
+def _all_or_named(source: Path, failures: dict[str, str], masks: list[Path]) -> list[Path]:
+    "The masks; raises DataError with the fault of a single scan, or all faults of a folder."
+    if failures and source.is_dir():
+        raise ScansFailed(failures, masks)
+    for reason in failures.values():
+        raise DataError(reason)
+    return masks
+
+
+# %%
+#| export
+def _scans_in(source: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
+    "The scans of a folder, and file → fault of those that lack a modality; of a single scan the fault is raised."
+    if not source.is_dir():
+        return find_scans(source, channels), {}
+    groups: dict[str, dict[str, Path]] = {}
+    for name, path in list_nifti(source)["image"].items():
+        groups.setdefault(re.sub(r"_\d{4}$", "", name) if channels > 1 else "", {})[name] = path
+    scans, failures = dict[str, tuple[Path, ...]](), dict[str, str]()
+    for images in groups.values():
+        try:
+            scans |= group_modalities(images, channels=channels)
+        except DataError as error:
+            failures[str(next(iter(images.values())))] = str(error)
+    return scans, failures
+
+
+# %% [markdown]
+# The digest covers the weights, all that decides how they are used, and the bytes of the scan.
+
+# %%
+#| export
+class _Notes:
+    "What the headers of a network's masks say: by which network, of which scan."
+
+    def __init__(self, network: TrainedNetwork, flips: bool) -> None:
+        config, facts = network.config, network.facts
+        how = [__version__, config.size, config.eval_resize, flips or config.eval_flips, str(network.precision),
+               facts["reading"], facts["values"]]
+        self.start = hashlib.sha256(json.dumps(how, default=str, sort_keys=True).encode())
+        for name, weights in network.model.state_dict().items():
+            self.start.update(name.encode() + weights.detach().cpu().contiguous().float().numpy().tobytes())
+
+    def of(self, images: Sequence[Path]) -> str:
+        "The note for a mask of this scan."
+        found = self.start.copy()
+        for path in images:
+            with path.open("rb") as file:
+                while part := file.read(1 << 20):
+                    found.update(part)
+        return f"{OURS} predict {found.hexdigest()[:32]}"
+
+
+# %%
+#| export
+def read_note(
+    path: Path | str,  # of a NIfTI file
+) -> str:  # "" where there is none, and for what is no NIfTI
+    "The description in a file's header."
+    try:
+        return bytes(cast(Any, nib.load(path)).header["descrip"].item()).decode("ascii", "replace")
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, ImageFileError):
+        return ""
+
+
+# %%
+#| export
+def _wanted(images: Sequence[Path], files: dict[str, Path], notes: _Notes, overwrite: bool,
+            skip_existing: bool) -> dict[str, Path]:
+    "Those of a scan's files that are to be written. Raises DataError for one in the way."
+    there = {kind: path for kind, path in files.items() if path.exists() and not overwrite}
+    if there and not skip_existing:
+        try:
+            note = notes.of(images)
+        except OSError:
+            return files  # the scan itself cannot be read, and will be named
+        for path in there.values():
+            if read_note(path) != note:
+                raise DataError(path, "a file that is there already, not made by this network of this scan",
+                                "a new name, --skip-existing or --overwrite")
+    return {kind: path for kind, path in files.items() if kind not in there}
 
 
 # %%
@@ -696,15 +825,23 @@ def _check_flips(network: TrainedNetwork, checkpoint: Path | str) -> None:
 
 # %%
 #| export
-def _segment_file(network: TrainedNetwork, case: Case, files: dict[str, Path], **options: Any) -> None:
-    "Write the mask of a scan, and its maps where they are asked for."
+def _segment_scan(network: TrainedNetwork, images: Sequence[Path], files: dict[str, Path], notes: _Notes,
+                  **options: Any) -> str:
+    "Write a scan's mask, and its maps where they are asked for; the reason where the scan cannot be segmented."
     maps = "probabilities" in files or "uncertainty" in files
-    found = network.segment(case.image, probabilities=maps, **options)
+    try:
+        (case,), note = said([read_scan(images, **network.facts["reading"])]), notes.of(images)
+        found = network.segment(case.image, probabilities=maps, **options)
+    except Exception as error:  # whatever it is, the other scans have done nothing wrong
+        text = " ".join(str(error).split())
+        return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
     if "probabilities" in files:
-        save_volume(found[1], case, files["probabilities"])
+        save_volume(found[1], case, files["probabilities"], note)
     if "uncertainty" in files:
-        save_volume(normalised_entropy(found[1]), case, files["uncertainty"])
-    save_mask(found[0] if maps else found, case, files["mask"], network.facts["values"])
+        save_volume(normalised_entropy(found[1]), case, files["uncertainty"], note)
+    if "mask" in files:
+        save_mask(found[0] if maps else found, case, files["mask"], network.facts["values"], note)
+    return ""
 
 
 # %%
@@ -741,21 +878,16 @@ def _outputs(name: str, target: Path, source: Path, probabilities: bool, uncerta
 
 # %%
 #| export
-def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, Path]], overwrite: bool) -> None:
-    "Raise DataError for a scan of unusable shape, and for an output that is there or would replace a scan."
+def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, Path]]) -> None:
+    "Raise DataError for an output that would replace a scan, or another output."
     inputs = {path.resolve() for images in scans.values() for path in images}
+    outputs: set[Path] = set()
     for path in (path for paths in files.values() for path in paths.values()):
         if path.resolve() in inputs:
             raise DataError(path, "a scan", "another folder for the masks")
-        if path.exists() and not overwrite:
-            raise DataError(path, "a file that is there already", "a new name, or --overwrite")
-    for path in (path for images in scans.values() for path in images):
-        try:
-            usable = len(three_axes(cast(SpatialImage, nib.load(path)).shape)) == 3
-        except (OSError, EOFError, ValueError, ImageFileError):
-            usable = False
-        if not usable:
-            read_nifti(path, flat=True)  # raises, and says what is wrong
+        if path in outputs:
+            raise DataError(path, "a name for two files, as a scan is called so", "another name for that scan")
+        outputs.add(path)
 
 
 # %% [markdown]
@@ -776,6 +908,15 @@ with tempfile.TemporaryDirectory() as folder:
         np.testing.assert_array_equal(np.asarray(picture.dataobj).T, expected)
     np.testing.assert_allclose(masks["tilted"].affine, placed.affine, atol=1e-5)
     assert len(list((Path(folder) / "masks").iterdir())) == 4
+    save_volume(np.zeros(systole.shape), systole, Path(folder) / "new" / "blank.nii.gz")
+    (written[0]).unlink()
+    try:
+        predict_files(folder, Path(folder) / "new", Path(folder) / "masks")
+        raise RuntimeError("a blank scan has a mask")
+    except ScansFailed as error:
+        assert error.masks == written and all(path.is_file() for path in written)
+        print(str(error).replace(folder, "…"))
+    save_mask(mask, systole, written[0])  # by another hand
     try:
         predict_files(folder, Path(folder) / "new", Path(folder) / "masks")
         raise RuntimeError("a mask was overwritten")

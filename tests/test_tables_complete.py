@@ -1,0 +1,152 @@
+"""A table is made of whole results, and averages only what was tested on the same volumes and classes."""
+
+import json
+
+import numpy as np
+import pytest
+from test_tables import row, write_result
+
+from attenscribble.basics.errors import DataError
+from attenscribble.reporting.tables import (
+    blocks,
+    compare,
+    describe,
+    group_seeds,
+    order_agreement,
+    read_results,
+    results_table,
+)
+
+
+def rewrite(folder, seed, spoil):
+    "Change the result file of a seed."
+    (path,) = (path for path in folder.glob("*.json") if json.loads(path.read_text())["seed"] == seed)
+    result = json.loads(path.read_text())
+    spoil(result)
+    path.write_text(json.dumps(result))
+    return path.name
+
+
+def only(folder, seed, keep):
+    "Leave of a seed's rows those that are wanted."
+    return rewrite(folder, seed, lambda result: result.update(cases=[r for r in result["cases"] if keep(r)]))
+
+
+def nowhere(name):
+    "Both masks of a class are empty in every volume: it has rows, but no number."
+    return lambda result: [r.update(dsc=None, hd95_mm=None) for r in result["cases"] if r["class"] == name]
+
+
+# ---- a file is whole
+
+
+@pytest.mark.parametrize("policy", ["standard", "legacy"])
+def test_a_lost_row_is_named_with_file_case_and_class(tmp_path, policy):
+    write_result(tmp_path, "ours")
+    name = only(tmp_path, 1, lambda r: (r["case"], r["class"], r["policy"]) != ("patient1", "RV", policy))
+    with pytest.raises(DataError, match=rf"{name}: cases: found no row for RV of patient1 under the policy '{policy}'"):
+        read_results(tmp_path)
+
+
+def test_a_row_that_is_there_twice_is_named(tmp_path):
+    write_result(tmp_path, "ours")
+    name = rewrite(tmp_path, 1, lambda result: result["cases"].append(dict(result["cases"][0])))
+    with pytest.raises(DataError, match=rf"{name}: cases: found RV of patient0 twice under the policy 'standard'"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(("facts", "said"), [
+    ({"test_volumes": 3}, "found 2 volumes, expected 3, as test_volumes says"),
+    ({"label_values": [0, 1, 2, 3, 4]}, "found 3 classes, expected 4, as label_values says"),
+])
+def test_a_volume_or_class_that_is_gone_altogether_is_missed(tmp_path, facts, said):
+    write_result(tmp_path, "ours", **facts)
+    with pytest.raises(DataError, match=f"json: cases: {said}"):
+        read_results(tmp_path)
+
+
+def test_the_results_of_the_project_are_whole(root):
+    for folder in {path.parent for path in (root / "results").rglob("*.json")}:
+        read_results(folder)
+
+
+def test_half_written_files_of_a_stopped_run_are_no_results(tmp_path):
+    write_result(tmp_path, "ours")
+    (tmp_path / ".123-acdc-ours.json").write_text('{"run": "a')
+    assert len(read_results(tmp_path)) == 1
+
+
+# ---- what was tested on other volumes or classes is never averaged
+
+
+@pytest.mark.parametrize(("other", "counts"), [((0.9, 0.9, 0.9), [2, 3]), ((0.9,), [1, 2])])
+def test_seeds_of_other_volumes_have_rows_of_their_own(tmp_path, other, counts):
+    write_result(write_result(tmp_path, "ours", seed=1), "ours", (0.7, 0.7), seed=3)
+    write_result(tmp_path, "ours", other, seed=2, hd95=(4.0,) * len(other))
+    found = row(compare(read_results(tmp_path), 1), "ours")
+    assert sorted(found.index.get_level_values("n")) == counts
+    seeds = dict(zip(found.index.get_level_values("n"), found.index.get_level_values("seeds"), strict=True))
+    assert seeds == {2: 2, len(other): 1}
+    means = found[("dsc", "Avg", "ours_mean")].droplevel(["method", "preset", "variant", "seeds"])
+    assert means.to_dict() == pytest.approx({2: 0.7, len(other): 0.9})
+    variants = [key[2] for key in found.index]
+    assert all(f"volumes {n} (set " in variant for n, variant in zip(found.index.get_level_values("n"), variants,
+                                                                     strict=True))
+    assert "rows differ in n" in describe(read_results(tmp_path), 1)
+    with pytest.raises(ValueError, match="ours: found several rows of the preset 'paper'"):
+        order_agreement(compare(read_results(tmp_path), 1))
+
+
+def test_as_many_volumes_that_are_others_are_told_apart(tmp_path):
+    write_result(write_result(tmp_path, "ours", seed=1), "ours", seed=2)
+    rewrite(tmp_path, 2, lambda result: [r.update(case=r["case"].replace("patient1", "patient7"))
+                                         for r in result["cases"]])
+    groups = group_seeds(read_results(tmp_path))
+    assert [len(runs) for runs in groups.values()] == [1, 1] and all("volumes 2 (set" in key[2] for key in groups)
+    assert "rows differ in volumes" in describe(read_results(tmp_path), 1)
+
+
+def test_a_seed_without_a_class_has_a_row_of_its_own_and_no_average(tmp_path):
+    write_result(write_result(tmp_path, "ours", seed=1), "ours", (0.5, 0.5), seed=2)
+    rewrite(tmp_path, 2, nowhere("RV"))
+    found = row(compare(read_results(tmp_path), 1), "ours")
+    whole = found[[("classes RV, Myo, LV" in key[2]) for key in found.index]].iloc[0]
+    part = found[[("classes Myo, LV" in key[2]) for key in found.index]].iloc[0]
+    assert whole["dsc", "Avg", "ours_mean"] == pytest.approx(0.7) == whole["dsc", "RV", "ours_mean"]
+    assert part["dsc", "Myo", "ours_mean"] == 0.5 and np.isnan(part["dsc", "RV", "ours_mean"])
+    for metric in ("dsc", "hd95_mm"):
+        assert part[metric, "RV", "ours_n"] == 0 and np.isnan(part[metric, "Avg", "ours_mean"])
+    text = blocks(compare(read_results(tmp_path), 1))["DSC"]
+    assert "–" in text["Avg ours"].tolist()
+    lines = results_table(tmp_path).splitlines()[2:]
+    assert any("| – | 0.500 | 0.500 | – | – |" in line for line in lines), lines
+
+
+def test_a_fold_explains_other_volumes(tmp_path):
+    write_result(write_result(tmp_path, "ours"), "ours", (0.5,), fold=2, hd95=(1.0,))
+    assert {key[2] for key in group_seeds(read_results(tmp_path))} == {"fold 1", "fold 2"}
+
+
+# ---- how many volumes a cell stands for
+
+
+def test_a_cell_that_counts_fewer_volumes_says_so(tmp_path):
+    write_result(tmp_path, "ours")
+    rewrite(tmp_path, 1, lambda result: [r.update(dsc=None, hd95_mm=None) for r in result["cases"] if (
+        r["case"], r["class"], r["policy"]) == ("patient1", "RV", "standard")])
+    results = read_results(tmp_path)
+    frame = compare(results, 1)
+    counts = row(frame, "ours")["dsc"].iloc[0].xs("ours_n", level="quantity")
+    assert counts.to_dict() == {"RV": 1, "Myo": 2, "LV": 2, "Avg": 2}
+    line = blocks(frame)["DSC"].set_index("method").loc["Ours"]
+    assert line["RV ours"] == "0.80(0.000) [1]" and line["Myo ours"] == "0.70(0.10)"
+    assert "[k]: only k volumes count" in describe(results, 1) and "[k]" not in describe(results, 1, "legacy")
+    assert "| 0.800 [1] | 0.700 |" in results_table(tmp_path)
+
+
+def test_the_list_of_runs_has_their_volumes_where_they_differ(tmp_path):
+    write_result(write_result(tmp_path, "ours"), "pce", (0.5,), hd95=(1.0,))
+    lines = results_table(tmp_path).splitlines()
+    assert lines[0].endswith("| HD95 mean (mm) | n |")
+    assert [line.split(" | ")[-1] for line in lines[2:]] == ["1 |", "2 |"]
+    assert "rows differ in n" in describe(read_results(tmp_path), 1)
