@@ -7,7 +7,6 @@ __all__ = ['QUICK', 'WARM_START', 'Session', 'open_session', 'save_session', 'sa
            'scan_dataset', 'learn', 'correct']
 
 # %% ../../nbs/annotation/70_session.ipynb #7a14fc8f
-import json
 import re
 import shutil
 import threading
@@ -22,7 +21,7 @@ import numpy as np
 
 # %% ../../nbs/annotation/70_session.ipynb #dea6d3b9
 from ..basics.errors import DataError
-from ..basics.files import write_atomic, write_json
+from ..basics.files import read_json, write_atomic, write_json
 from attenscribble.data.folder import (
     IGNORE,
     Folder,
@@ -201,7 +200,7 @@ def _copy(source: Path, target: Path) -> None:
 # %% ../../nbs/annotation/70_session.ipynb #916030bc
 def _save_labels(labels: Labels, path: Path) -> None:
     "Write into a dataset.json what it does not say yet of names and values."
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     meaning = {"labels": dict(zip(labels.names, labels.drawn, strict=True)), "ignore": labels.ignore}
     if meaning.keys() - content.keys():
         write_json(content | meaning | content, path)  # the first operand keeps the order, the last the values

@@ -20,7 +20,6 @@
 
 # %%
 #| export
-import json
 import re
 import shutil
 import threading
@@ -36,7 +35,7 @@ import numpy as np
 # %%
 #| export
 from attenscribble.basics.errors import DataError
-from attenscribble.basics.files import write_atomic, write_json
+from attenscribble.basics.files import read_json, write_atomic, write_json
 from attenscribble.data.folder import (
     IGNORE,
     Folder,
@@ -56,6 +55,7 @@ from attenscribble.runs.setup import resolve
 from attenscribble.runs.training import Training, train
 
 # %%
+import json
 import os
 import tempfile
 from itertools import pairwise
@@ -332,7 +332,7 @@ def _copy(source: Path, target: Path) -> None:
 #| export
 def _save_labels(labels: Labels, path: Path) -> None:
     "Write into a dataset.json what it does not say yet of names and values."
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     meaning = {"labels": dict(zip(labels.names, labels.drawn, strict=True)), "ignore": labels.ignore}
     if meaning.keys() - content.keys():
         write_json(content | meaning | content, path)  # the first operand keeps the order, the last the values

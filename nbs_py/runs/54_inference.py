@@ -678,7 +678,7 @@ def predict_files(
     files = {name: _outputs(name, Path(target), Path(source), probabilities, uncertainty) for name in scans}
     _check_files(scans, files, overwrite)
     for name, images in tqdm(scans.items(), desc="scans"):
-        (case,) = said([read_scan(images, **network.facts["reading"])])
+        (case,) = said([read_scan(images, **{"robust": False} | network.facts["reading"])])  # False, unless it is said
         more = {"flips": True} if flips else {}  # else as the run's own settings say
         _segment_file(network, case, files[name], batch_size=batch_size, **more)
     return [paths["mask"] for paths in files.values()]
