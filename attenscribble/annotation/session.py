@@ -7,7 +7,6 @@ __all__ = ['QUICK', 'WARM_START', 'Session', 'open_session', 'save_session', 'op
            'keeps_strokes', 'scan_dataset', 'learn', 'correct']
 
 # %% ../../nbs/annotation/70_session.ipynb #7a14fc8f
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ import numpy as np
 
 # %% ../../nbs/annotation/70_session.ipynb #dea6d3b9
 from ..basics.errors import DataError
-from ..basics.files import write_atomic, write_json
+from ..basics.files import read_json, write_atomic, write_json
 from attenscribble.data.folder import (
     IGNORE,
     Folder,
@@ -187,7 +186,7 @@ def _known_folder(root: Path, told: bool) -> Folder | None:
         raise DataError(root / "dataset.json", "no scan beside it", f"the scan in {root / 'images'}, opened from there")
     return None
 
-# %% ../../nbs/annotation/70_session.ipynb #92e27f9d
+# %% ../../nbs/annotation/70_session.ipynb #75a46bf0
 @dataclass(frozen=True)
 class _Place:
     "Where a scan and its strokes lie."
@@ -212,7 +211,7 @@ def _place(scan: object, files: tuple[Path, ...], name: str, root: Path, known: 
                         "the one that was opened, or another folder: folder=…")
     return _Place(name, files, scans[name].scribble or _beside_others(name, root, known), ())
 
-# %% ../../nbs/annotation/70_session.ipynb #d4981f18
+# %% ../../nbs/annotation/70_session.ipynb #31f4295b
 def _scan_of(scan: object, files: tuple[Path, ...], scans: Mapping[str, ScanFiles]) -> str | None:
     "The name under which a folder knows these files; links are followed only if no path is the same."
     if isinstance(scan, Case) and Path(scan.source).is_file():
@@ -236,7 +235,7 @@ def _beside_others(name: str, root: Path, known: Folder | None) -> Path:
     return root / (f"{name}_scribble.nii.gz" if flat and not (root / "scribbles").is_dir()
                    else f"scribbles/{name}.nii.gz")
 
-# %% ../../nbs/annotation/70_session.ipynb #45db5bb1
+# %% ../../nbs/annotation/70_session.ipynb #7f591a61
 def _copies(scan: object, files: tuple[Path, ...], name: str, root: Path,
             scans: Mapping[str, ScanFiles]) -> tuple[Path, ...]:
     "Where a scan is written that its folder does not have. Raises DataError for another number of modalities."
@@ -249,7 +248,7 @@ def _copies(scan: object, files: tuple[Path, ...], name: str, root: Path,
     ends = [".nii" if path.suffix == ".nii" else ".nii.gz" for path in files] or [".nii.gz"] * count
     return tuple(home / f"{name}{f'_{number:04d}' * numbered}{end}" for number, end in enumerate(ends))
 
-# %% ../../nbs/annotation/70_session.ipynb #71ebc630
+# %% ../../nbs/annotation/70_session.ipynb #3bcd2a1c
 def _same_scan(scan: object, files: tuple[Path, ...], stored: tuple[Path, ...]) -> bool:
     "Whether files, or a case from memory, are the scan that a folder has: byte by byte, or voxel by voxel."
     if not isinstance(scan, Case):
@@ -284,7 +283,7 @@ def _outputs(session: Session) -> list[Path]:
     named = session.root / "dataset.json"
     return [session.scribble_file, *session.copies, *([named] if _meaning(session.labels, named) else []), *results]
 
-# %% ../../nbs/annotation/70_session.ipynb #31e11d8f
+# %% ../../nbs/annotation/70_session.ipynb #965ca7ce
 def _refusal(path: Path) -> str:
     "Why a file cannot be written, in words; empty if it can. Nothing is left behind."
     mine = os.access in os.supports_effective_ids
@@ -371,7 +370,7 @@ def _copy(source: Path, target: Path) -> None:
 # %% ../../nbs/annotation/70_session.ipynb #916030bc
 def _meaning(labels: Labels, path: Path) -> dict[str, Any]:
     "What a dataset.json does not say yet of names and values, with all that it says; empty if it says all."
-    content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     meaning = {"labels": dict(zip(labels.names, labels.drawn, strict=True)), "ignore": labels.ignore}
     return content | meaning | content if meaning.keys() - content.keys() else {}  # first for order, last for values
 

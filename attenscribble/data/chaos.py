@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/data/16_chaos.ipynb #aeda08f9
 import numpy as np
@@ -334,7 +335,7 @@ def _read_gray(file: _File, shape: tuple[int, int]) -> np.ndarray:
         raise DataError(file, f"an unreadable file ({type(error).__name__}: {error})", "complete PNG") from error
 
 # %% ../../nbs/data/16_chaos.ipynb #acdbb14b
-_READING = {"axis": "LPS"}  # of the scanner: to the left, to the back, up
+_READING: dict[str, Any] = {"axis": "LPS", "robust": False}  # the scanner's order: to the left, to the back, up
 CHAOS_FOLDS = {1: (1, 2, 3, 5, 8, 10, 13), 2: (15, 19, 20, 21, 22, 31, 32), 3: (33, 34, 36, 37, 38, 39)}  # tested ones
 _SEQUENCES = {"t1dual": "T1DUAL", "t2spir": "T2SPIR"}  # name → folder of the release
 _PHASES = {"in": ("InPhase",), "out": ("OutPhase",), "both": ("InPhase", "OutPhase")}  # name → a folder each channel
@@ -530,7 +531,7 @@ def _read_conversion(patient: str, frame: str, pair: dict[str, Path]) -> Case:
                         "image_NN.nii.gz and label_NN.nii.gz")
     (volume, scan), (values, mask) = (read_nifti(pair[kind]) for kind in ("image", "label"))
     _check_same_grid(pair["label"], mask, scan, True)
-    grid = Grid.of(scan, **_READING)
+    grid = Grid.of(scan, _READING["axis"])
     volume, values = (np.ascontiguousarray(grid.take(array.T)) for array in (volume, values))
     label = _as_classes(values, pair["label"], [(n, n) for n in range(1, len(CHAOS_CLASSES))])
     return Case(patient, frame, _scaled(volume, pair["image"]), grid.spacing_mm, grid.affine, label=label,

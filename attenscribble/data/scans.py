@@ -522,7 +522,7 @@ def _acdc_dataset(name: str, patients: tuple[str, ...], read: Callable[[str], li
                   testing: bool = False) -> Dataset:
     "What both forms of ACDC have in common; further scans are turned to RAS, as all headers of ACDC have it."
     return Dataset(name, ACDC_CLASSES, ACDC_IGNORE, patients, read, _acdc_folds(patients, testing), "acdc", source,
-                   options={"testing": True} if testing else {}, reading={"axis": "RAS"})
+                   options={"testing": True} if testing else {}, reading={"axis": "RAS", "robust": False})
 
 # %% ../../nbs/data/11_scans.ipynb #dbaeb9a4
 def acdc(

@@ -133,7 +133,7 @@ def save_mask(
     note = note or (OURS if values else "")
     return save_volume(np.array(values, np.uint8)[mask] if values else mask, case, path, note)
 
-# %% ../../nbs/runs/54_inference.ipynb #fd1cd2b7
+# %% ../../nbs/runs/54_inference.ipynb #c4ab49f0
 def save_volume(
     volume: np.ndarray,  # [Z,Y,X], or [C,Z,Y,X] for a fourth axis in the file
     case: Case,  # whose scan it is
@@ -417,7 +417,8 @@ def _segment_scan(network: TrainedNetwork, images: Sequence[Path], files: dict[s
     "Write a scan's mask, and its maps where they are asked for; the reason where the scan cannot be segmented."
     maps = "probabilities" in files or "uncertainty" in files
     try:
-        (case,), note = said([read_scan(images, **network.facts["reading"])]), notes.of(images)
+        reading = {"robust": False} | network.facts["reading"]  # a checkpoint that says nothing is older
+        (case,), note = said([read_scan(images, **reading)]), notes.of(images)
         found = network.segment(case.image, probabilities=maps, **options)
     except Exception as error:  # whatever it is, the other scans have done nothing wrong
         text = " ".join(str(error).split())

@@ -20,7 +20,6 @@
 
 # %%
 #| export
-import json
 import os
 import re
 import shutil
@@ -38,7 +37,7 @@ import numpy as np
 # %%
 #| export
 from attenscribble.basics.errors import DataError
-from attenscribble.basics.files import write_atomic, write_json
+from attenscribble.basics.files import read_json, write_atomic, write_json
 from attenscribble.data.folder import (
     IGNORE,
     Folder,
@@ -58,6 +57,7 @@ from attenscribble.runs.setup import resolve
 from attenscribble.runs.training import Training, train
 
 # %%
+import json
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -542,7 +542,7 @@ def _copy(source: Path, target: Path) -> None:
 #| export
 def _meaning(labels: Labels, path: Path) -> dict[str, Any]:
     "What a dataset.json does not say yet of names and values, with all that it says; empty if it says all."
-    content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     meaning = {"labels": dict(zip(labels.names, labels.drawn, strict=True)), "ignore": labels.ignore}
     return content | meaning | content if meaning.keys() - content.keys() else {}  # first for order, last for values
 

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 # %%
 #| export
@@ -660,7 +661,7 @@ print(refused(lambda: _pair(["a1.dcm", "a2.dcm"], ["a1.png"], "Ground"), "1 PNG 
 
 # %%
 #| export
-_READING = {"axis": "LPS"}  # of the scanner: to the left, to the back, up
+_READING: dict[str, Any] = {"axis": "LPS", "robust": False}  # the scanner's order: to the left, to the back, up
 CHAOS_FOLDS = {1: (1, 2, 3, 5, 8, 10, 13), 2: (15, 19, 20, 21, 22, 31, 32), 3: (33, 34, 36, 37, 38, 39)}  # tested ones
 _SEQUENCES = {"t1dual": "T1DUAL", "t2spir": "T2SPIR"}  # name → folder of the release
 _PHASES = {"in": ("InPhase",), "out": ("OutPhase",), "both": ("InPhase", "OutPhase")}  # name → a folder each channel
@@ -905,7 +906,7 @@ def _read_conversion(patient: str, frame: str, pair: dict[str, Path]) -> Case:
                         "image_NN.nii.gz and label_NN.nii.gz")
     (volume, scan), (values, mask) = (read_nifti(pair[kind]) for kind in ("image", "label"))
     _check_same_grid(pair["label"], mask, scan, True)
-    grid = Grid.of(scan, **_READING)
+    grid = Grid.of(scan, _READING["axis"])
     volume, values = (np.ascontiguousarray(grid.take(array.T)) for array in (volume, values))
     label = _as_classes(values, pair["label"], [(n, n) for n in range(1, len(CHAOS_CLASSES))])
     return Case(patient, frame, _scaled(volume, pair["image"]), grid.spacing_mm, grid.affine, label=label,

@@ -505,7 +505,7 @@ def read_scan(
     *,
     axis: str = "stored",  # across which slices are taken, as `Grid.of`
     clip: float = 0.99,  # share of the voxels that keep their intensity
-    robust: bool | str = False,  # cut both ends at exact percentiles; "auto": fill values do not count
+    robust: bool | str = "auto",  # as `FolderOptions`; False: as ACDC and CHAOS are scaled
     check_affine: bool = True,  # refuse files whose header places them elsewhere than the first modality
     patient: str = "",  # for the case's name; empty: that of the first file
     frame: str = "",  # for the case's name

@@ -33,7 +33,7 @@ from nibabel import Nifti1Image
 # %%
 #| export
 from attenscribble.basics.errors import DataError, named_place, one_of
-from attenscribble.basics.files import write_atomic, write_json
+from attenscribble.basics.files import read_json, write_atomic, write_json
 from attenscribble.data.datasets import SOURCES
 from attenscribble.data.scans import Case, Dataset, _check_same_grid, read_nifti
 from attenscribble.method.objective import METHODS
@@ -292,11 +292,11 @@ def check_nnunet(
     Names, `dataset.json` with consecutive labels and ignore above them all, as many images a case as channels, masks
     of the images' grid with declared values only, finite intensities, inner folds over cases that exist."""
     place = Path(place)
-    content = json.loads((place / "dataset.json").read_text())
+    content = read_json(place / "dataset.json")
     _check_description(place, content)
     masks = {path.name.removesuffix(".nii.gz"): path for path in sorted((place / "labelsTr").iterdir())}
     _check_images(place, content, masks)
-    for split in json.loads((place / "splits_final.json").read_text()):
+    for split in read_json(place / "splits_final.json"):
         if not split["train"] or not split["val"] or not {*split["train"], *split["val"]} <= set(masks):
             raise DataError(place / "splits_final.json", split, "cases of labelsTr on both sides")
     return len(masks)
