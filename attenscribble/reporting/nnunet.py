@@ -18,7 +18,7 @@ from nibabel import Nifti1Image
 
 # %% ../../nbs/reporting/62_nnunet.ipynb #06d2fa8d
 from ..basics.errors import DataError, one_of
-from ..basics.files import write_atomic, write_json
+from ..basics.files import without_parts, write_atomic, write_json
 from ..data.datasets import SOURCES
 from ..data.scans import Case, Dataset, _check_same_grid, read_nifti
 from ..method.objective import METHODS
@@ -193,7 +193,7 @@ def read_predictions(
     fold: int = 1,  # of the dataset
 ) -> dict[str, tuple[Case, np.ndarray]]:  # name → case and mask [Z,Y,X] uint8 class ids, for every test case
     "Masks of a fold's test cases. Raises DataError for a missing or further one, another grid, or an unknown value."
-    files = {path.name.removesuffix(".nii.gz"): path for path in sorted(Path(folder).glob("*.nii.gz"))}
+    files = {path.name.removesuffix(".nii.gz"): path for path in without_parts(Path(folder).glob("*.nii.gz"))}
     cases = {case.name: case for case in dataset.cases(dataset.split(fold)[1])}
     for what, names in (("no mask of", cases.keys() - files.keys()), ("a mask of", files.keys() - cases.keys())):
         if names:
