@@ -31,7 +31,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.pyplot import subplots
 
 # %% ../../nbs/reporting/61_figures.ipynb #6ee125a7
-from ..basics.drawing import class_legend, draw, panels
+from ..basics.drawing import class_legend, draw, for_figure, panels
 from ..basics.errors import DataError
 from ..basics.files import project_root
 from ..data.datasets import open_dataset
@@ -401,7 +401,7 @@ def _panel_title(name: str, scores: pd.DataFrame) -> str:
     "A run's name and its means over the classes of the volume."
     scores = scores.astype({"hd95_mm": float})
     distance = "" if scores.hd95_mm.isna().all() else f", HD95 {scores.hd95_mm.mean():.1f} mm"
-    return f"{name}\nDSC {scores.dsc.mean():.2f}{distance}"
+    return f"{for_figure(name)}\nDSC {scores.dsc.mean():.2f}{distance}"
 
 
 def _caption(runs: Sequence[Run], case: Case, z: int, policy: str, min_px: int) -> str:
@@ -417,7 +417,7 @@ def _finish(figure: Figure, dataset: Dataset, caption: str) -> None:
     "Caption on top, a legend of classes and circles below."
     width, grid = figure.get_figwidth(), cast(GridSpec, figure.axes[-1].get_gridspec())
     figure.set_figheight(figure.get_figheight() + 0.2 * grid.nrows + 0.6)
-    figure.suptitle("\n".join(textwrap.wrap(caption, int(15.5 * width))), fontsize=8, x=0.01, ha="left")
+    figure.suptitle("\n".join(textwrap.wrap(for_figure(caption), int(15.5 * width))), fontsize=8, x=0.01, ha="left")
     class_legend(figure, dataset.class_names)
     (classes,) = figure.legends
     lines = [Line2D([], [], color=colour, linestyle=line, linewidth=1.7, label=kind)

@@ -19,7 +19,7 @@ from nibabel import Nifti1Image
 
 # %% ../../nbs/reporting/62_nnunet.ipynb #06d2fa8d
 from ..basics.errors import DataError, named_place, one_of
-from ..basics.files import read_json, write_atomic, write_json
+from ..basics.files import read_json, without_parts, write_atomic, write_json
 from ..data.datasets import SOURCES
 from ..data.scans import Case, Dataset, _check_same_grid, read_nifti
 from ..method.objective import METHODS
@@ -219,13 +219,13 @@ def _read_predictions(
     ids[list(table)] = range(len(table))
     return {name: (case, ids[stored[name]]) for name, case in cases.items()}, left_out
 
-# %% ../../nbs/reporting/62_nnunet.ipynb #243a4faf
+# %% ../../nbs/reporting/62_nnunet.ipynb #9db7c47b
 def _prediction_files(
     folder: Path, dataset: Dataset, fold: int, cases: Sequence[str]
 ) -> tuple[dict[str, Path], list[str]]:
     "A file for every test case, and names of what is no mask of one. Raises DataError for a missing or further one."
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.nii*")):
+    for path in without_parts(folder.glob("*.nii*")):
         name = re.sub(r"\.nii(\.gz)?$", "", path.name)
         if files.setdefault(name, path) != path:
             raise DataError(path, f"a second mask of {name}", f"only {files[name]}")

@@ -39,8 +39,9 @@ from scipy.stats import kendalltau
 
 # %%
 #| export
+from attenscribble.basics.drawing import for_figure, for_markdown
 from attenscribble.basics.errors import DataError, one_of
-from attenscribble.basics.files import write_atomic
+from attenscribble.basics.files import without_parts, write_atomic
 from attenscribble.basics.notebook import notebook_settings
 from attenscribble.method.objective import METHODS
 from attenscribble.runs.config import PLACES, current_names, default_settings
@@ -163,7 +164,7 @@ def read_results(
 #| export
 def _read_scored(folder: Path) -> list[dict[str, Any]]:
     "Every scored result of a folder, in the order of the files' names."
-    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))  # nor what is half written
+    paths = without_parts(folder.glob("*.json"))
     if not paths:
         raise DataError(folder, "no result file", "at least one *.json")
     found: dict[str, dict[str, Any]] = {}
@@ -291,7 +292,7 @@ def _result_row(result: Mapping[str, Any], policy: str, names: list[str], varian
 
 def _markdown(lines: Iterable[list[str]]) -> str:
     "Cells as a Markdown table."
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(for_markdown, line))} |" for line in lines)
 
 
 # %%
@@ -709,8 +710,9 @@ def plot_order(
     for rank, (method, row) in enumerate(means.iterrows(), 1):
         axis.plot([0, 1], [ranks[method], rank], "o-", color="#D55E00" if method in swapped else "#0072B2",
                   markersize=4, linewidth=1.2)
-        axis.annotate(f"{_title_of(method)}  {row['ours_mean']:.{digits}f} (paper {row['paper_mean']:.{digits}f})",
-                      (1, rank), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
+        scores = f"{row['ours_mean']:.{digits}f} (paper {row['paper_mean']:.{digits}f})"
+        axis.annotate(f"{for_figure(_title_of(method))}  {scores}", (1, rank), xytext=(7, 0),
+                      textcoords="offset points", va="center", fontsize=8)
     axis.set_title(f"{'mean DSC' if metric == 'dsc' else 'mean HD95 (mm)'}: τ = {agreement.tau:.2f}", fontsize=9)
     _style_ranks(axis, len(means))
 

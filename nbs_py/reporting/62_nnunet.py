@@ -33,7 +33,7 @@ from nibabel import Nifti1Image
 # %%
 #| export
 from attenscribble.basics.errors import DataError, named_place, one_of
-from attenscribble.basics.files import read_json, write_atomic, write_json
+from attenscribble.basics.files import read_json, without_parts, write_atomic, write_json
 from attenscribble.data.datasets import SOURCES
 from attenscribble.data.scans import Case, Dataset, _check_same_grid, read_nifti
 from attenscribble.method.objective import METHODS
@@ -437,7 +437,7 @@ def _prediction_files(
 ) -> tuple[dict[str, Path], list[str]]:
     "A file for every test case, and names of what is no mask of one. Raises DataError for a missing or further one."
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.nii*")):
+    for path in without_parts(folder.glob("*.nii*")):
         name = re.sub(r"\.nii(\.gz)?$", "", path.name)
         if files.setdefault(name, path) != path:
             raise DataError(path, f"a second mask of {name}", f"only {files[name]}")

@@ -244,6 +244,15 @@ def _write(content: dict[str, Any], path: Path) -> None:
                       "earlier checkpoint stays, the same command goes on from it", str(path)) from error
 
 
+# %%
+#| export
+def checkpoint_bytes(
+    state: Training,  # at any iteration
+) -> int:  # without guessed labels that are not there yet
+    "How large its checkpoint is, in about."
+    return sum(tensor.nbytes for _, tensor in _tensors(_content(state)))
+
+
 # %% [markdown]
 # ### Never keep what is not finite
 #
@@ -643,7 +652,7 @@ def continue_training(
 #| export
 def _learnt(state: Training) -> dict[str, Any]:
     "What a step may have changed."
-    parts: dict[str, Any] = {"model": state.model, "optimiser": state.optimiser} | _companions(state)
+    parts: dict[str, Any] = {"model": state.model, "optimiser": state.optimiser, **_companions(state)}
     return {name: part.state_dict() for name, part in parts.items()}
 
 
