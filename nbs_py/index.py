@@ -23,6 +23,7 @@
 # | [04 Thirty lines of C](basics/04_native.ipynb) | where does the time go? | `basics.native` |
 # | [05 Several processes, one batch](basics/05_distributed.ipynb) | what must processes tell each other? | `basics.distributed` |
 # | [06 A notebook as a command](basics/06_notebook.ipynb) | what was a notebook given, and who sees what it does? | `basics.notebook` |
+# | [07 One launch on a GPU](basics/07_gpu.ipynb) | why is a cheap loss slow on a GPU? | `basics.gpu` |
 # | [10 Space](data/10_grid.ipynb) | which voxel is which place in the patient? | `data.grid` |
 # | [11 Scans](data/11_scans.ipynb) | what is in a scan, and what can be wrong with it? | `data.scans` |
 # | [12 Scribbles](data/12_scribbles.ipynb) | how does an annotator scribble? | `data.scribbles` |
@@ -35,6 +36,7 @@
 # | [19 Datasets](data/19_datasets.ipynb) | where does the data lie? | `data.datasets` |
 # | [20 Batches](data/20_batches.ipynb) | how does a scan become what a network sees? | `data.batches` |
 # | [21 Downloads](data/21_download.ipynb) | is it the file they published? | `data.download` |
+# | [22 A dataset in one file](data/22_pack.ipynb) | how does a dataset travel to another machine? | `data.pack` |
 # | [30 The network](method/30_network.ipynb) | how far can a U-Net see? | `method.network` |
 # | [31 Partial cross-entropy](method/31_pce.ipynb) | what can 1 % of the pixels teach? | `method.pce` |
 # | [32 Masked CRF](method/32_mcrf.ipynb) | who tells the other 99 % what to be? | `method.mcrf` |
@@ -43,7 +45,6 @@
 # | [35 Switches](method/35_switches.ipynb) | what does the paper leave open? | `method.switches` |
 # | [36 The objective](method/36_objective.ipynb) | where does each loss pull? | `method.objective` |
 # | [37 Other networks](method/37_other_networks.ipynb) | can my own network learn from scribbles? | `method.other_networks` |
-# | [38 One launch on a GPU](method/38_gpu.ipynb) | why is a cheap loss slow on a GPU? | `method.gpu` |
 # | [40 Guessed labels](rivals/40_pseudo_labels.ipynb) | can labels be guessed before training? | `rivals.pseudo` |
 # | [41 Teachers](rivals/41_teachers.ipynb) | is a network's average wiser than the network? | `rivals.teachers` |
 # | [42 Two branches](rivals/42_branches.ipynb) | what do two decoders know that one does not? | `rivals.branches` |
@@ -56,9 +57,11 @@
 # | [54 Inference](runs/54_inference.ipynb) | how do slices become a scan's mask? | `runs.inference` |
 # | [55 Metrics](runs/55_metrics.ipynb) | when is a mask good? | `runs.metrics` |
 # | [56 Runs](runs/56_run.ipynb) | what must be kept of a run? | `runs.run` |
+# | [57 Grids](runs/57_grid.ipynb) | which of sixty runs are done? | `runs.grid` |
 # | [60 Tables](reporting/60_tables.ipynb) | does our order agree with the paper's? | `reporting.tables` |
 # | [61 Figures](reporting/61_figures.ipynb) | where does each method go wrong? | `reporting.figures` |
 # | [62 nnU-Net](reporting/62_nnunet.ipynb) | how good is ours beside the usual tool? | `reporting.nnunet` |
+# | [63 Which differences are real?](reporting/63_statistics.ipynb) | is .82 better than .80? | `reporting.statistics` |
 # | [70 One scan](annotation/70_session.ipynb) | how many strokes until one scan is segmented? | `annotation.session` |
 # | [71 The annotator](annotation/71_annotator.ipynb) | which byte of a drawing is which voxel? | `annotation.annotator` |
 # | [80 The front door](entry/80_front_door.ipynb) | what is the least a program needs? | `entry.front_door` |

@@ -73,7 +73,7 @@ def test_what_is_under_the_pen_is_marked_in_the_file(tmp_path, spacing):
         path = store(tmp_path / "a.nii.gz", block, spacing, tuple(zip(order, signs, strict=True)), degrees=20)
         session = open_session(path, NAMES[:2], tmp_path / "out")
         grid = canvas_grid(session.case)
-        picture = canvas_bytes(np.rint(session.case.image * 118).astype(np.uint8), grid)  # the file's own values
+        picture = canvas_bytes(np.rint(session.case.image * 117 + 1).astype(np.uint8), grid)  # the file's own values
         drawing = np.zeros_like(picture)
         drawing[picture == 77], drawing[picture == 33] = 2, 1
         scan, saved = nib.load(path), nib.load(save_session(session, scribble_of(drawing, grid)))

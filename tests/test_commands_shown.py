@@ -80,6 +80,12 @@ TABLE = [
     Recipe(r"attenscribble export-nnunet acdc \$nnUNet_raw fold=1", instead={"acdc": "phantom"}),
     Recipe(r"attenscribble score acdc masks fold=1 archive=\S+( --method nnU-Net)?", instead={
         "acdc": "phantom", "masks": f"$PHANTOM_MASKS {PHANTOM.replace(',', ' ')}"}, shows=("policy: standard",)),
+    Recipe(r"attenscribble pack acdc\.pack\.zip dataset=acdc", f" {PHANTOM.replace(',', ' ')}", {
+        "acdc.pack.zip": "$(mktemp -d)/acdc.pack.zip", "acdc": "phantom"}, shows=("10 scans",)),
+    Recipe(r"attenscribble grid workflow/phantom\.toml", shows=("pce", "ours")),
+    Recipe(r"attenscribble grid workflow/phantom\.toml --run( --jobs 2)?",
+           why_not="trains for minutes; test_grid.py runs a smaller one"),
+    Recipe(r"snakemake -s workflow/Snakefile .*", why_not="another program; test_grid.py runs it where it is"),
     Recipe(r"attenscribble notebook train", shows=("train.ipynb", "papermill")),
     Recipe(r"attenscribble download \S+",
            why_not="gets 890 MB from elsewhere; test_download.py downloads from a server of its own"),

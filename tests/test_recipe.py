@@ -1,4 +1,4 @@
-"""What a run may do beyond the paper: other losses on strokes, averaged weights, other optimisers, more augmentation."""
+"""A run beyond the paper: other losses on strokes, averaged weights, other optimisers, more augmentation."""
 
 import math
 import os
@@ -270,7 +270,7 @@ def test_one_launch_equals_the_walk():
     pytest.importorskip("triton", reason="no Triton here: it comes with PyTorch for GPUs")
     code = """
 import torch
-from attenscribble.method.gpu import walk_on_gpu
+from attenscribble.basics.gpu import walk_on_gpu
 from attenscribble.method.mcrf import Affinity, _walk
 draw = torch.Generator().manual_seed(0)
 for modalities, classes, height, width, both, radius in ((1, 4, 17, 23, True, 3), (2, 5, 16, 20, False, 2)):
@@ -278,10 +278,37 @@ for modalities, classes, height, width, both, radius in ((1, 4, 17, 23, True, 3)
     image = torch.rand(2, modalities, height, width, generator=draw)
     free = torch.rand(2, 1, height, width, generator=draw) > 0.2
     kernel = Affinity(radius, 3.0, 0.1, both)
-    for one, other in zip(walk_on_gpu(probs, image, free, kernel), _walk(probs, image, free, kernel, True)):
+    found = walk_on_gpu(probs, image, free, radius, 1 / 18, 1 / (0.1 * 2**0.5), both)
+    for one, other in zip(found, _walk(probs, image, free, kernel, True)):
         assert (one - other).abs().max() < 1e-5 * other.abs().max()
 print("equal")
 """
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "equal", done.stderr
+
+
+# --- choosing settings without the test fold
+
+
+def test_held_out_patients_are_tested_and_the_test_fold_is_not_opened(hearts, tmp_path, monkeypatch):
+    from attenscribble.runs import run
+    from attenscribble.runs.setup import resolve as resolved
+
+    opened = []
+    watched = replace(hearts, read=lambda patient: opened.append(patient) or hearts.read(patient))
+    monkeypatch.setattr(run, "resolve", lambda config: resolved(config, watched))
+    config = Config(**TINY, hold_out="patient004..patient005, patient003", output=str(tmp_path))
+    outcome = run.run_experiment(config)
+    assert {row["case"][:10] for row in outcome.result["cases"]} == {"patient003", "patient004", "patient005"}
+    assert set(opened) == {"patient002", "patient003", "patient004", "patient005"}
+    assert config.run_id != Config(**TINY).run_id and outcome.result["settings"]["hold_out"] == config.hold_out
+
+
+@pytest.mark.parametrize(("named", "message"), [
+    ("patient009", "hold_out: found 'patient009', expected one of patient002"), ("patient001", "expected one of"),
+    ("patient005..patient002", "0 of 4 training patients"), ("patient002..patient005", "4 of 4 training patients")])
+def test_other_names_are_refused(hearts, named, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(Config(**TINY, hold_out=named), hearts)

@@ -342,8 +342,10 @@ def test_the_notebook_writes_both_tables(root, tmp_path):
     done = papermill(root, "tables.ipynb", "-", "-p", "output", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     tables = [f"table{number}.{suffix}" for number in (1, 2) for suffix in ("csv", "md", "tex")]
-    orders = ["order-acdc-paper.png", "order-chaos-paper.png"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [*orders, *tables]
+    pictures = [f"{kind}-{name}.png" for kind in ("cd", "order") for name in ("acdc", "chaos")]
+    pictures = [name.replace(".png", "-paper.png") if name.startswith("order") else name for name in pictures]
+    tests = [f"statistics-{name}.{suffix}" for name in ("acdc", "chaos") for suffix in ("csv", "md", "tex")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*pictures, *tests, *tables]
     assert "dsc: tau" in output_text(json.loads(done.stdout)) and "not run" in (tmp_path / "table2.md").read_text()
 
 

@@ -7,6 +7,7 @@ __all__ = ['canvas_grid', 'to_canvas', 'canvas_bytes', 'bitmap_of', 'scribble_of
 
 # %% ../../nbs/annotation/71_annotator.ipynb #e5bf5547
 import html
+import os
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from attenscribble.annotation.session import (
     keeps_strokes,
     learn,
     open_session,
+    opening_remarks,
     quick_config,
     save_results,
     save_session,
@@ -244,9 +246,15 @@ def _title(session: Session) -> str:
     case = session.case
     z, y, x = case.shape
     mm = " × ".join(f"{mm:.3g}" for mm in case.spacing_mm) + " mm" if case.spacing_mm else "voxel size unknown"
-    home = session.root.relative_to(Path.cwd()) if session.root.is_relative_to(Path.cwd()) else session.root
     return (f"{session.name}: {z} slices of {y} × {x} voxels, {mm}, {case.grid.plane if case.grid else 'as stored'}; "
-            f"Save writes to {home}")
+            f"Save writes to {_home(session.root)}")
+
+
+def _home(root: Path) -> str:
+    "A folder for the user: from the current one on, and where it leads if it is reached by a link."
+    shown = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
+    real = Path(os.path.realpath(root))
+    return f"{shown}" if real == root else f"{shown}, which is {real}"
 
 # %% ../../nbs/annotation/71_annotator.ipynb #a5148631
 def _full_width(**options: Any) -> Any:
@@ -581,8 +589,9 @@ class Annotator(_Commands):
         Annotator("scan.nii.gz", classes=["background", "liver"], iterations=600)
 
     `scan` is a NIfTI file, a list of them (one a modality), or a `Case`. `classes` are names, the background first; a
-    folder whose dataset.json has them needs none. `folder` is where Save writes: without it, the folder whose images/
-    holds the scan, else annotated/ beside the scan. `height` is the picture's, in px. All others are of `Config`.
+    folder whose dataset.json has them needs none. `folder` is where Save writes: without it, the dataset that
+    holds the scan (in images/, or flat with dataset.json or masks beside it), else annotated/ beside the scan. Links
+    are not followed: the path that you open decides. `height` is the picture's, in px. All others are of `Config`.
 
     The methods `record`, `undo`, `train` and `save` do the same without a mouse. `scribble` holds the strokes, [Z,Y,X]
     class ids and 255 where nothing is drawn; `mask` is what the last training found, None before.
@@ -608,4 +617,5 @@ class Annotator(_Commands):
         drawn = cast(np.ndarray, session.case.scribble)  # filled in by `open_session`
         super().__init__(session, canvas, Controls(session, canvas), settings, drawn)
         _connect(self)
+        _tell(self.controls, opening_remarks(session))
         self.choose(1)

@@ -6,14 +6,17 @@
 __all__ = ['LANES', 'native', 'address', 'strides']
 
 # %% ../../nbs/basics/04_native.ipynb #7952b4f7
+import atexit
 import ctypes
 import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -70,11 +73,8 @@ def _library(source: str, **sizes: int) -> ctypes.CDLL | None:
     compiler, flags, target = chosen
     text = _text(source, sizes)
     name = hashlib.sha256(repr((text, flags)).encode() + target).hexdigest()[:32]
-    path = cache_folder() / "native" / f"{name}.so"
     try:
-        if not path.is_file():
-            _build(text, path, compiler, flags)
-        return ctypes.CDLL(str(path))
+        return _kept(name) or _fresh(name, text, compiler, flags)
     except OSError as error:
         warnings.warn(f"C code does not run here, PyTorch takes over: {error}", stacklevel=2)
         return None
@@ -84,6 +84,93 @@ def _text(source: str, sizes: dict[str, int]) -> str:
     "What the compiler is given: the constants, the vector functions, the source."
     defined = "".join(f"#define {name} {value}\n" for name, value in (sizes | {"LANES": LANES}).items())
     return defined + _VECTORS + source
+
+# %% ../../nbs/basics/04_native.ipynb #d68ee60d
+def _kept(name: str) -> ctypes.CDLL | None:
+    "The library of that name in the cache, if it is ours and whole; one that is not is removed."
+    folder = cache_folder() / "native"
+    if _open_to_others(folder):
+        return None
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        if _is_whole(path):
+            with suppress(OSError):  # one of another machine
+                return ctypes.CDLL(str(path))
+        with suppress(OSError):
+            path.unlink()
+    return None
+
+# %% ../../nbs/basics/04_native.ipynb #25416e42
+def _fresh(name: str, text: str, compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    "A library compiled now, and kept where it is safe. Raises OSError with what the compiler says."
+    with tempfile.TemporaryDirectory() as place:
+        built = Path(place) / "library.so"
+        _build(text, built, compiler, flags)
+        path = _home() / f"{name}-{_digest(built)}.so"
+        write_atomic(path, partial(shutil.copyfile, built))
+    return ctypes.CDLL(str(path))
+
+# %% ../../nbs/basics/04_native.ipynb #39939cc2
+def _digest(path: Path) -> str:
+    "A hash of a file's content."
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _is_ours(path: Path) -> bool:
+    "Whether a file or folder itself, not what a link leads to, belongs to this user; on Windows the folder says."
+    return os.name == "nt" or path.lstat().st_uid == os.geteuid()
+
+
+def _is_whole(path: Path) -> bool:
+    "Whether this is a file of our own that holds what its name says."
+    try:
+        return _is_ours(path) and stat.S_ISREG(path.lstat().st_mode) and path.stem.endswith(f"-{_digest(path)}")
+    except OSError:
+        return False
+
+# %% ../../nbs/basics/04_native.ipynb #10f605e8
+def _open_to_others(folder: Path) -> str:
+    "Who else could have written into a folder or exchanged it, in words; empty for nobody. Windows has no such modes."
+    if os.name == "nt" or not folder.parent.exists():
+        return ""
+    above, closed = folder.parent.stat(), any(not p.stat().st_mode & 0o011 for p in folder.parent.resolve().parents)
+    if above.st_uid not in (0, os.geteuid()):
+        return f"one below {folder.parent}, which belongs to user {above.st_uid}"
+    if above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX and not closed:
+        return f"one below {folder.parent}, where others can write"
+    if not os.path.lexists(folder):
+        return ""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return "no folder"
+    if found.st_uid != os.geteuid():
+        return f"one that belongs to user {found.st_uid}"
+    return "one in which others can write" if found.st_mode & 0o022 else ""
+
+# %% ../../nbs/basics/04_native.ipynb #7a29e373
+def _home() -> Path:
+    "The cache's folder for libraries, made for us alone; where it cannot be trusted, a temporary one."
+    folder = cache_folder() / "native"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.environ.get("ATTENSCRIBBLE_CACHE") and os.name != "nt" and _is_ours(folder.parent):
+            folder.parent.chmod(folder.parent.stat().st_mode & 0o7755)  # the user's own, whatever the umask was
+        if not _open_to_others(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if not (fault := _open_to_others(folder)):
+            folder.chmod(0o700)
+    except OSError as error:
+        fault = f"none that can be written to ({error.strerror})"
+    return _temporary(f"{folder}: found {fault}") if fault else folder
+
+# %% ../../nbs/basics/04_native.ipynb #068010fb
+@cache
+def _temporary(why: str) -> Path:
+    "A folder of this process alone, with a warning that says why."
+    place = Path(tempfile.mkdtemp(prefix="attenscribble-"))  # mode 0700
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    warnings.warn(f"{why}, expected a folder of your own that nobody else can write to; C code is compiled for this "
+                  "process alone (chmod 700, or another folder in ATTENSCRIBBLE_CACHE)", stacklevel=2)
+    return place
 
 # %% ../../nbs/basics/04_native.ipynb #fb3647eb
 def address(

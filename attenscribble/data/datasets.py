@@ -9,6 +9,7 @@ __all__ = ['SOURCES', 'Source', 'user_folder', 'find_dataset', 'open_dataset', '
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from platformdirs import user_data_dir
@@ -121,13 +122,37 @@ def _missing(source: Source, places: list[Path]) -> DataError:
 # %% ../../nbs/data/19_datasets.ipynb #02b2699f
 def open_dataset(
     name: str,  # "phantom", "acdc", "wsl4mis", "chaos", "folder"
-    root: Path | str | None = None,  # as in `find_dataset`; the phantom needs none and ignores it
+    root: Path | str | None = None,  # as in `find_dataset`, or a pack; the phantom needs none and ignores folders
     **options: object,  # of the loader: patients=… of the phantom, sequence=… of chaos, `FolderOptions` of folder
 ) -> Dataset:  # nothing of it is read yet
     "A dataset by its name. Raises what `find_dataset` and the loader raise; TypeError for an unknown option."
+    if root and _is_pack(name, Path(root).expanduser()):
+        return _open_pack(name, Path(root).expanduser(), options)
     place = find_dataset(name, root)
     build = SOURCES[name].build
     return build(**options) if place is None else build(place, **options)
+
+# %% ../../nbs/data/19_datasets.ipynb #8f1421f2
+def _is_pack(name: str, path: Path) -> bool:
+    "Whether a root is a zip, and not the one in which the dataset is published."
+    source = SOURCES[one_of("dataset", name, SOURCES)]
+    if not path.is_file() or any(path.match(pattern) for pattern in source.patterns):
+        return False
+    with path.open("rb") as file:
+        return path.suffix == ".zip" or file.read(2) == b"PK"
+
+# %% ../../nbs/data/19_datasets.ipynb #c0cbdc48
+def _open_pack(name: str, path: Path, options: dict[str, object]) -> Dataset:
+    "A pack as the dataset of this name. Raises DataError if it holds another, or was packed with other options."
+    dataset: Dataset = import_module("attenscribble.data.pack").pack(path)
+    if name != dataset.name and (name != "folder" or dataset.name in SOURCES):
+        raise DataError(path, f"a pack of the dataset {dataset.name!r}", f"one of {name!r}")
+    packed = dataset.reading | dataset.options
+    for option, value in options.items():
+        if option not in packed or packed[option] != value:
+            known = repr(packed[option]) if option in packed else "none"
+            raise DataError(f"{path}: option {option}", repr(value), f"{known}, as when it was packed")
+    return dataset
 
 # %% ../../nbs/data/19_datasets.ipynb #eb7a0ed0
 def datasets(

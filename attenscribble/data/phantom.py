@@ -335,11 +335,18 @@ def _draw_case(name: str, frame: int, patient: _Patient, noise: float, streams: 
                 np.stack(scribble), label)
 
 # %% ../../nbs/data/13_phantom.ipynb #eaacb003
+_MOST_VOXELS = 2 * 10**9  # of all patients: 8 GB
+
+
 def _check_settings(integers: dict[str, tuple[int, int]], contrast: float, noise: float) -> None:
     "Raise ValueError for a wrong argument of `phantom`; name → (value, least)."
     for name, (value, least) in integers.items():
         if not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name}: found {value!r}, expected a whole number, at least {least}")
+    patients, side, slices = (int(integers[name][0]) for name in ("patients", "side", "slices"))
+    if patients > 10_000 or 2 * patients * slices * side**2 > _MOST_VOXELS:
+        raise ValueError(f"patients, slices, side: found {patients} × {slices} × {side}², expected at most 10,000 "
+                         f"patients and {_MOST_VOXELS:,} voxels in two frames of each")
     if not (np.isfinite(contrast) and contrast > 0):
         raise ValueError(f"contrast: found {contrast}, expected a positive number")
     if not (np.isfinite(noise) and noise >= 0):

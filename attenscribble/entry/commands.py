@@ -194,6 +194,30 @@ def _download(given: argparse.Namespace) -> None:
     print(f"{place}\nLicence: {DOWNLOADS[name].licence}\nNext, beside the notebook that `attenscribble notebook train` "
           f"writes: {DOWNLOADS[name].then.format(folder=place)}")
 
+# %% ../../nbs/entry/81_commands.ipynb #dd9ab18e
+def _pack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TO", help="the file, such as acdc.pack.zip")
+    parser.add_argument("words", nargs="*", metavar="NAME=VALUE or PATIENT",
+                        help="dataset, root or an option of the dataset, as for train; patients, all unless named")
+    parser.add_argument("--levels", type=_count, default=255, metavar="N",
+                        help="steps between black and white: fewer are smaller (255)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
+
+# %% ../../nbs/entry/81_commands.ipynb #46ffd168
+def _pack(given: argparse.Namespace) -> None:
+    from attenscribble.data.pack import pack, write_pack
+    from attenscribble.runs.config import Config
+    from attenscribble.runs.setup import resolve
+
+    if Path(given.target).expanduser().exists() and not given.overwrite:
+        raise DataError(given.target, "a file that is there already", "another name, or --overwrite")
+    patients = [word for word in given.words if "=" not in word]
+    dataset = resolve(Config(**_pairs([word for word in given.words if "=" in word]))).dataset
+    path = write_pack(dataset, given.target, patients=patients or None, levels=given.levels)
+    slices = [len(case.image) for case in pack(path).cases()]
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    print(f"{path}\n{size}, {len(slices)} scans, {sum(slices)} slices; read again to its end\n{pack(path).source}")
+
 # %% ../../nbs/entry/81_commands.ipynb #a23fbec6
 def _fold_arguments(parser: argparse.ArgumentParser, folder: str, meaning: str) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="one of those that `attenscribble datasets` lists")
@@ -313,6 +337,32 @@ def _next_commands(name: str, path: Path) -> list[str]:
         lines.append("JupyterLab and papermill come with: pip install 'attenscribble[book]'")
     return lines
 
+# %% ../../nbs/entry/81_commands.ipynb #6bd36b91
+def _grid_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a grid of runs in TOML: lists of settings, as chapter 57 says")
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="so many at a time, sharing the cores (1)")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--run", action="store_true", help="run what is missing; without it nothing runs")
+    ways.add_argument("--job", metavar="RUN", help="run this one alone, as a scheduler does")
+
+# %% ../../nbs/entry/81_commands.ipynb #6f2d521c
+def _grid(given: argparse.Namespace) -> int:
+    from attenscribble.runs.grid import dry_run, job_named, read_grid, run_grid, run_job, state_of
+
+    grid = read_grid(given.file, look=not given.job)
+    if given.job:
+        print(run_job(job_named(grid, given.job), _original("train")))
+        return 0
+    rows, total = dry_run(grid, given.jobs)
+    if given.run:
+        print(total)
+        failed = run_grid(grid, _original("train"), jobs=given.jobs)
+        lines = [f"{len(failed)} of {len(grid.jobs)} jobs failed", *(f"{name}: {why}" for name, why in failed.items())]
+        return _stop("\n".join(lines), 1) if failed else 0
+    missing = any(state_of(job) != "done" for job in grid.jobs)
+    print(_columns(rows), total, *([f"Next: attenscribble grid {shlex.quote(given.file)} --run"] * missing), sep="\n")
+    return 0
+
 # %% ../../nbs/entry/81_commands.ipynb #8c2d2442
 @dataclass(frozen=True)
 class _Command:
@@ -341,7 +391,10 @@ _COMMANDS = {
     "settings": _list(list_settings, "list the settings of a run: default and meaning"),
     "download": _Command("get a dataset and verify it; a download that was cut goes on", _download, _download_arguments,
                          "stopped; the same command goes on from there"),
+    "pack": _Command("write a dataset into one file, to be opened elsewhere", _pack, _pack_arguments),
     "notebook": _Command("write a notebook of the package into a folder", _notebook, _notebook_arguments),
+    "grid": _Command("say which of many runs are missing, and run them", _grid, _grid_arguments,
+                     "stopped; the same command goes on with what is missing"),
     "export-nnunet": _Command("write a fold of a dataset in nnU-Net's raw format", _export, _export_arguments),
     "score": _Command("score masks that were made elsewhere, as a training is scored", _score, _score_arguments),
 }

@@ -95,7 +95,9 @@ class NetSwitches(Switches):
         return json.loads(options) if isinstance(options, str) else options
 
 # %% ../../nbs/method/35_switches.ipynb #4f089926
-class MethodSwitches(NetSwitches, _ReachSwitches, _PceSwitches, _CrfSwitches, _SsaSwitches, _AslSwitches, _SelfSwitches):
+class MethodSwitches(
+    NetSwitches, _ReachSwitches, _PceSwitches, _CrfSwitches, _SsaSwitches, _AslSwitches, _SelfSwitches
+):
     "All switches that touch the method, under flat names."
 
 # %% ../../nbs/method/35_switches.ipynb #7af0618f

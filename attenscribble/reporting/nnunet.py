@@ -19,7 +19,7 @@ from nibabel import Nifti1Image
 
 # %% ../../nbs/reporting/62_nnunet.ipynb #06d2fa8d
 from ..basics.errors import DataError, named_place, one_of
-from ..basics.files import write_atomic, write_json
+from ..basics.files import read_json, write_atomic, write_json
 from ..data.datasets import SOURCES
 from ..data.scans import Case, Dataset, _check_same_grid, read_nifti
 from ..method.objective import METHODS
@@ -143,11 +143,11 @@ def check_nnunet(
     Names, `dataset.json` with consecutive labels and ignore above them all, as many images a case as channels, masks
     of the images' grid with declared values only, finite intensities, inner folds over cases that exist."""
     place = Path(place)
-    content = json.loads((place / "dataset.json").read_text())
+    content = read_json(place / "dataset.json")
     _check_description(place, content)
     masks = {path.name.removesuffix(".nii.gz"): path for path in sorted((place / "labelsTr").iterdir())}
     _check_images(place, content, masks)
-    for split in json.loads((place / "splits_final.json").read_text()):
+    for split in read_json(place / "splits_final.json"):
         if not split["train"] or not split["val"] or not {*split["train"], *split["val"]} <= set(masks):
             raise DataError(place / "splits_final.json", split, "cases of labelsTr on both sides")
     return len(masks)
@@ -211,7 +211,7 @@ def _read_predictions(
         one_of("values", values, MEANINGS)
     if not Path(named_place("MASKS", folder)).is_dir():
         raise DataError(folder, "no such folder", f"one with a mask of each test case of fold {fold}")
-    cases = {case.name: case for case in dataset.cases(dataset.split(fold)[1])}
+    cases = {case.name: case for case in dataset.cases(dataset.tested(fold))}
     files, left_out = _prediction_files(Path(folder), dataset, fold, [*cases])
     stored = {name: _read_prediction(files[name], case, dataset) for name, case in cases.items()}
     table = _meaning(Path(folder), {files[name]: mask for name, mask in stored.items()}, dataset, values)
@@ -219,7 +219,7 @@ def _read_predictions(
     ids[list(table)] = range(len(table))
     return {name: (case, ids[stored[name]]) for name, case in cases.items()}, left_out
 
-# %% ../../nbs/reporting/62_nnunet.ipynb #f8b29281
+# %% ../../nbs/reporting/62_nnunet.ipynb #243a4faf
 def _prediction_files(
     folder: Path, dataset: Dataset, fold: int, cases: Sequence[str]
 ) -> tuple[dict[str, Path], list[str]]:
@@ -231,7 +231,7 @@ def _prediction_files(
             raise DataError(path, f"a second mask of {name}", f"only {files[name]}")
     maps = {name for name in files if name not in cases and re.sub("_(probabilities|uncertainty)$", "", name) in (
         files.keys() - {name})}
-    trains = dataset.split(fold)[0]
+    trains = [patient for patient in dataset.patients if patient not in dataset.tested(fold)]
     trained = {name for name in files if name not in cases and any(f"{name}_".startswith(f"{p}_") for p in trains)}
     left_out = sorted(maps | trained)
     for what, names in (("no mask of", {*cases} - files.keys()), ("a mask of", files.keys() - {*cases, *left_out})):
@@ -240,7 +240,7 @@ def _prediction_files(
                             f"one of each of the {len(cases)} test cases of fold {fold}")
     return files, left_out
 
-# %% ../../nbs/reporting/62_nnunet.ipynb #e4d368ba
+# %% ../../nbs/reporting/62_nnunet.ipynb #272167e9
 def _read_prediction(path: Path, case: Case, dataset: Dataset) -> np.ndarray:
     "One mask as it is stored, in the book's order. Raises DataError for another grid, or a number without meaning."
     volume, scan = read_nifti(path, flat=True)

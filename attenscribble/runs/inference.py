@@ -31,14 +31,14 @@ from .. import __version__
 from ..basics.errors import DataError, named_place
 from ..basics.files import write_atomic
 from ..data.batches import resize_image, resize_labels
-from ..data.folder import group_modalities, list_nifti, read_scan
+from ..data.folder import group_modalities, list_nifti, read_scan, said
 from ..data.scans import Case
 from ..method.objective import method_named
 from ..method.other_networks import build_network
 from .config import Config
 from .setup import choose_device, choose_precision
 from .setup import resolve
-from .training import Training, read_checkpoint
+from .training import Training, fill, read_checkpoint
 
 # %% ../../nbs/runs/54_inference.ipynb #1956b7b7
 @contextmanager
@@ -133,7 +133,7 @@ def save_mask(
     note = note or (OURS if values else "")
     return save_volume(np.array(values, np.uint8)[mask] if values else mask, case, path, note)
 
-# %% ../../nbs/runs/54_inference.ipynb #fd1cd2b7
+# %% ../../nbs/runs/54_inference.ipynb #c4ab49f0
 def save_volume(
     volume: np.ndarray,  # [Z,Y,X], or [C,Z,Y,X] for a fourth axis in the file
     case: Case,  # whose scan it is
@@ -266,7 +266,7 @@ def load_network(
         raise DataError(path, "no word on its dataset", "a checkpoint of this version: train again with resume=false")
     model = build_network(method_named(config.method), facts.get("channels", 1), classes or len(facts["class_names"]),
                           config)
-    model.load_state_dict(_tested_weights(content))
+    fill(model, _tested_weights(content), path)
     model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
     return TrainedNetwork(model, config, facts, choose_precision(config.precision, target))
 
@@ -417,7 +417,8 @@ def _segment_scan(network: TrainedNetwork, images: Sequence[Path], files: dict[s
     "Write a scan's mask, and its maps where they are asked for; the reason where the scan cannot be segmented."
     maps = "probabilities" in files or "uncertainty" in files
     try:
-        case, note = read_scan(images, **network.facts["reading"]), notes.of(images)
+        reading = {"robust": False} | network.facts["reading"]  # a checkpoint that says nothing is older
+        (case,), note = said([read_scan(images, **reading)]), notes.of(images)
         found = network.segment(case.image, probabilities=maps, **options)
     except Exception as error:  # whatever it is, the other scans have done nothing wrong
         text = " ".join(str(error).split())

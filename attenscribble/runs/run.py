@@ -35,6 +35,7 @@ from ..basics.files import project_root, write_json
 from ..basics.native import native
 from ..basics.notebook import terminal_bar
 from ..data.batches import resize_image
+from ..data.folder import said
 from ..data.scans import Case, Dataset
 from ..method.objective import attention_of
 from ..method.ssa import SpatialSelfAttention, attention_maps, plot_attention
@@ -168,10 +169,10 @@ def segment_fold(
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # masks and scores by case
     "Predict and save every test volume; score it, unless the dataset is not scored."
     dataset, config = setup.dataset, setup.config
-    patients = dataset.split(config.fold)[1]
+    trained, patients = dataset.split(config.fold)
     masks, rows = {}, []
     with terminal_bar(desc="test volumes") as bar:
-        for case in tqdm(dataset.cases(patients), desc="test volumes"):
+        for case in tqdm(said(dataset.cases(patients), but=trained), desc="test volumes"):
             masks[case.name] = mask = network.segment(case.image, device=setup.device)
             if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
                 save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)

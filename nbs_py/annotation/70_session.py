@@ -20,9 +20,10 @@
 
 # %%
 #| export
-import json
+import os
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -36,7 +37,7 @@ import numpy as np
 # %%
 #| export
 from attenscribble.basics.errors import DataError
-from attenscribble.basics.files import write_atomic, write_json
+from attenscribble.basics.files import read_json, write_atomic, write_json
 from attenscribble.data.folder import (
     IGNORE,
     Folder,
@@ -51,13 +52,12 @@ from attenscribble.data.folder import (
 from attenscribble.data.scans import Case, Dataset, read_nifti
 from attenscribble.data.scribbles import largest_parts, stroke
 from attenscribble.runs.config import Config
-from attenscribble.runs.inference import TrainedNetwork, save_mask, save_volume
+from attenscribble.runs.inference import TrainedNetwork, as_picture, save_mask, save_volume
 from attenscribble.runs.setup import resolve
 from attenscribble.runs.training import Training, train
 
 # %%
-import os
-import tempfile
+import json
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -150,6 +150,7 @@ class Session:
     image_files: tuple[Path, ...]  # the scan's files; none for a case from memory
     scribble_file: Path  # where the strokes are kept
     reading: dict[str, Any]  # options of `read_scan`
+    copies: tuple[Path, ...] = ()  # where Save writes the scan; none where the folder has it already
 
 
 # %% [markdown]
@@ -160,82 +161,294 @@ class Session:
 def open_session(
     scan: Case | Path | str | Sequence[Path | str],  # a NIfTI file, one file a modality, or a case
     classes: Sequence[str] | None = None,  # names, the background first; None: as the folder's dataset.json has them
-    folder: Path | str | None = None,  # None: the folder whose images/ holds the scan, else annotated/ beside it
+    folder: Path | str | None = None,  # None: the dataset that holds the scan, else annotated/ beside it
 ) -> Session:  # to draw on; its folder is not written yet
     """Find a scan, what was drawn on it before, and what values mean. Raises DataError for a scan, strokes or classes
-    that cannot be used, OSError for a file that is not there."""
+    that cannot be used and for a folder that cannot be written, OSError for a file that is not there."""
     files = _files(scan)
-    root = _root(files, folder)
-    known = _known_folder(root)
-    name, files, strokes = _place(_name(scan, files), files, root, known.scans if known else {})
+    name, root = _name(scan, files), _root(files, folder)
+    known = _known_folder(root, told=bool(folder))
+    place = _place(scan, files, name, root, known)
     reading = (known.options if known else FolderOptions()).model_dump(include=_READING)
-    case = scan if isinstance(scan, Case) else read_scan(files, patient=name, **reading)
-    session = Session(case, _labels(known, classes), root, name, files, strokes, reading)
-    return replace(session, case=replace(case, scribble=_stored_strokes(session), label=None))
+    case = scan if isinstance(scan, Case) else read_scan(place.files, patient=place.name, **reading)
+    session = Session(case, _labels(known, classes), root, place.name, place.files, place.scribble, reading,
+                      place.copies)
+    session = replace(session, case=replace(case, scribble=_stored_strokes(session), label=None))
+    _check_places(session, told=bool(folder))
+    return session
+
+
+# %% [markdown]
+# ## Where the user opened it
+#
+# On a shared disk a scan is often a link: `mine/images/a.nii.gz` leads to `/store/images/a.nii.gz`. What a person calls
+# the scan, and where its strokes lie, is decided by the path that was opened, never by where a link leads. Only to ask
+# whether two paths are the same scan are links followed. `..` goes up where the operating system goes: from a link to a
+# folder, out of the folder that it leads to.
+
+# %%
+#| export
+def _as_opened(path: Path | str) -> Path:
+    "An absolute path as the user sees it: its links are kept, `..` is resolved."
+    path = _current_folder() / Path(path).expanduser()
+    found = Path(path.anchor)
+    for part in path.parts[1:]:
+        if part != "..":
+            found /= part
+        else:
+            found = (_real(found) if found.is_symlink() else found).parent
+    return found
+
+
+# %%
+#| export
+def _real(path: Path) -> Path:
+    "Where a path leads once all links are followed."
+    return Path(os.path.realpath(path))
+
+
+def _current_folder() -> Path:
+    "The current folder under the name that the shell gave it, if that still leads there."
+    here, told = Path.cwd(), Path(os.environ.get("PWD", ""))
+    return told if told.is_absolute() and _real(told) == _real(here) else here
 
 
 # %%
 #| export
 def _files(scan: Case | Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
-    "The files of a scan; none for a case from memory. Raises DataError for an empty list."
+    "The files of a scan; none for a case from memory. Raises DataError for an empty list, and for a broken link."
     if isinstance(scan, Case):
         return ()
     files = (scan,) if isinstance(scan, (str, Path)) else tuple(scan)
     if not files:
         raise DataError("scan", "no file", "a NIfTI file, or one file a modality")
-    return tuple(Path(path).expanduser().resolve() for path in files)
+    return tuple(_unbroken(_as_opened(path)) for path in files)
 
 
 # %%
 #| export
+def _unbroken(path: Path) -> Path:
+    "The same path. Raises DataError for a link to what is not there."
+    if path.is_symlink() and not _real(path).exists():
+        raise DataError(path, f"a link to {_real(path)}, which is not there", "a file, or a link to one: restore it")
+    return path
+
+
+# %% [markdown]
+# A file called `heart_gt.nii.gz` is a mask, so it is refused as a scan.
+
+# %%
+#| export
+_MASK_NAME = re.compile(r".*[_-](scribbles?|labels?|gt|seg|segmentation|mask)")
+_ENDING = re.compile(r"\.nii(\.gz)?$")
+
+
+def _name(scan: object, files: tuple[Path, ...]) -> str:
+    "A scan's name, after its first file. Raises DataError for a name that a mask would have."
+    name = scan.name if isinstance(scan, Case) else re.sub(r"_0000$", "", _ENDING.sub("", files[0].name))
+    if _MASK_NAME.fullmatch(name):
+        raise DataError(files[0] if files else name, "a name that ends like a mask's", "a scan")
+    return name
+
+
+# %% [markdown]
+# **Which folder?** The one that is named; else the one whose `images/` holds the scan; else the scan's own, if it is a
+# dataset in one flat folder, which a `dataset.json` or masks beside the scans show; else a new one, `annotated/`.
+
+# %%
+#| export
+_IMAGES = ("images", "imagesTr")
+
+
 def _root(files: tuple[Path, ...], folder: Path | str | None) -> Path:
-    "The folder of a session."
+    "The folder of a session. Raises DataError where two are as likely."
     if folder:
-        return Path(folder).expanduser().resolve()
-    home = files[0].parent if files else Path.cwd()
-    return home.parent if home.name in ("images", "imagesTr") else home / "annotated"
+        return _as_opened(folder)
+    home = files[0].parent if files else _current_folder()
+    if files and home.name in _IMAGES:
+        return _above_images(home)
+    if not (files and _flat_dataset(home)):
+        return home / "annotated"
+    drawn = home / f"annotated/scribbles/{_name(files, files)}.nii.gz"
+    if drawn.exists():
+        raise DataError(drawn, f"strokes, and a dataset in {home} too",
+                        f"to be told which to go on with: folder={drawn.parent.parent} or folder={home}")
+    return home
 
 
 # %%
 #| export
-def _known_folder(root: Path) -> Folder | None:
+def _above_images(images: Path) -> Path:
+    "The folder of images/: above it, unless dataset.json lies inside. Raises DataError for one in both places."
+    inside, above = (place / "dataset.json" for place in (images, images.parent))
+    if inside.is_file() and above.is_file():
+        raise DataError(inside, f"a second one beside {above}",
+                        f"to be told which counts: folder={images} or folder={images.parent}")
+    return images if inside.is_file() else images.parent
+
+
+# %%
+#| export
+def _flat_dataset(home: Path) -> bool:
+    "Whether scans and masks lie in one folder: no images/, and dataset.json, scribbles/, labels/ or a mask."
+    if any((home / name).is_dir() for name in _IMAGES):
+        return False
+    known = ("dataset.json", "scribbles", "labels", "labelsTr")
+    return any((home / name).exists() for name in known) or any(map(_is_mask, home.glob("*.nii*")))
+
+
+def _is_mask(path: Path) -> bool:
+    "Whether a file is a mask by its name."
+    return bool(_MASK_NAME.fullmatch(_ENDING.sub("", path.name)))
+
+
+# %%
+#| export
+def _known_folder(root: Path, told: bool) -> Folder | None:
     "What lies in a session's folder; None as long as it holds no scan. Raises DataError for a dataset.json alone."
-    if any(root.glob("images*/*.nii*")):
-        return open_folder(root)
+    _unbroken(root / "dataset.json")
+    homes = [root / name for name in _IMAGES if (root / name).is_dir()] or [root]
+    if any(not _is_mask(path) for home in homes for path in home.glob("*.nii*")):
+        try:
+            return open_folder(root)
+        except DataError as error:
+            raise error if told else DataError(f"{error}; or folder=… for strokes in another folder") from None
     if (root / "dataset.json").is_file():
         raise DataError(root / "dataset.json", "no scan beside it", f"the scan in {root / 'images'}, opened from there")
     return None
 
 
 # %% [markdown]
-# A file called `heart_gt.nii.gz` is a mask, so it is refused as a scan. A scan that its folder knows keeps the name
-# and the files that it has there.
+# **Which scan?** One that its folder knows keeps the name and the files that it has there; one modality stands for all.
+# Any other is copied into the folder on saving, next to the scans that are there and named as they are. New strokes lie
+# beside the others: among the labels of a folder for nnU-Net, a folder `scribbles/` would turn those into dense truth.
 
 # %%
 #| export
-_MASK_NAME = re.compile(r".*[_-](scribbles?|labels?|gt|seg|segmentation|mask)")
+@dataclass(frozen=True)
+class _Place:
+    "Where a scan and its strokes lie."
+
+    name: str
+    files: tuple[Path, ...]  # of the scan; none for a case from memory
+    scribble: Path
+    copies: tuple[Path, ...]  # where the scan has to be written
 
 
-def _name(scan: object, files: tuple[Path, ...]) -> str:
-    "A scan's name, after its first file. Raises DataError for a name that a mask would have."
-    name = scan.name if isinstance(scan, Case) else re.sub(r"(_0000)?\.nii(\.gz)?$", "", files[0].name)
-    if _MASK_NAME.fullmatch(name):
-        raise DataError(files[0] if files else name, "a name that ends like a mask's", "a scan")
-    return name
+def _place(scan: object, files: tuple[Path, ...], name: str, root: Path, known: Folder | None) -> _Place:
+    "Name, files and strokes of a scan. Raises DataError where a folder has another scan under its name."
+    scans = known.scans if known else {}
+    found = _scan_of(scan, files, scans)
+    if found:
+        scribble = scans[found].scribble or _beside_others(found, root, known)
+        return _Place(found, tuple(map(_unbroken, scans[found].images)) if files else (), scribble, ())
+    if name not in scans:
+        return _Place(name, files, _beside_others(name, root, known), _copies(scan, files, name, root, scans))
+    if not _same_scan(scan, files, scans[name].images):
+        raise DataError(scans[name].images[0], "another scan of this name",
+                        "the one that was opened, or another folder: folder=…")
+    return _Place(name, files, scans[name].scribble or _beside_others(name, root, known), ())
 
 
 # %%
 #| export
-def _place(
-    name: str, files: tuple[Path, ...], root: Path, known: Mapping[str, ScanFiles]
-) -> tuple[str, tuple[Path, ...], Path]:
-    "Name, image files and scribble file of a scan, where its folder knows the scan already: those it has there."
-    name = next((n for n, scan in known.items() if {*files} & {path.resolve() for path in scan.images}), name)
-    scribble = root / f"scribbles/{name}.nii.gz"
-    if name not in known:
-        return name, files, scribble
-    inside = bool(files) and files[0].parent.parent == root  # then one modality stands for all of them
-    return name, known[name].images if inside else files, known[name].scribble or scribble
+def _scan_of(scan: object, files: tuple[Path, ...], scans: Mapping[str, ScanFiles]) -> str | None:
+    "The name under which a folder knows these files; links are followed only if no path is the same."
+    if isinstance(scan, Case) and Path(scan.source).is_file():
+        files = (_as_opened(scan.source),)
+    for read in (Path, _real):
+        given = {read(path) for path in files}
+        names = [name for name, known in scans.items() if given & {read(path) for path in known.images}]
+        if len(names) > 1:
+            raise DataError(files[0], f"the scans {', '.join(names)}", "one scan: files of one of these, or another "
+                            "folder, folder=…; modalities of one scan are NAME_0000, NAME_0001, …")
+        if names and given <= {read(path) for path in scans[names[0]].images}:
+            return names[0]
+    return None
+
+
+# %%
+#| export
+def _beside_others(name: str, root: Path, known: Folder | None) -> Path:
+    "Where new strokes lie: beside those of the folder's other scans, under a name of the same kind."
+    for other, path in (known.masks("scribble") if known else {}).items():
+        return path.parent / f"{name}{path.name.removeprefix(other)}"
+    flat = known is not None and next(iter(known.scans.values())).images[0].parent == root
+    return root / (f"{name}_scribble.nii.gz" if flat and not (root / "scribbles").is_dir()
+                   else f"scribbles/{name}.nii.gz")
+
+
+# %%
+#| export
+def _copies(scan: object, files: tuple[Path, ...], name: str, root: Path,
+            scans: Mapping[str, ScanFiles]) -> tuple[Path, ...]:
+    "Where a scan is written that its folder does not have. Raises DataError for another number of modalities."
+    count = scan.channels if isinstance(scan, Case) else len(files)
+    others = next(iter(scans.items()), None)
+    if others and len(others[1].images) != count:
+        raise DataError(name, f"{count} modalities", f"{len(others[1].images)}, as all scans in {root} have")
+    home = others[1].images[0].parent if others else root / "images"
+    numbered = count > 1 or (others is not None and others[1].images[0].name.startswith(f"{others[0]}_0000.nii"))
+    ends = [".nii" if path.suffix == ".nii" else ".nii.gz" for path in files] or [".nii.gz"] * count
+    return tuple(home / f"{name}{f'_{number:04d}' * numbered}{end}" for number, end in enumerate(ends))
+
+
+# %%
+#| export
+def _same_scan(scan: object, files: tuple[Path, ...], stored: tuple[Path, ...]) -> bool:
+    "Whether files, or a case from memory, are the scan that a folder has: byte by byte, or voxel by voxel."
+    if not isinstance(scan, Case):
+        return len(files) == len(stored) and all(
+            one.read_bytes() == _unbroken(other).read_bytes() for one, other in zip(files, stored, strict=True))
+    if scan.channels != len(stored) or (scan.affine is None and scan.spacing_mm is None):
+        return False
+    return all(np.array_equal(np.asarray(as_picture(image, scan).dataobj).T, read_nifti(_unbroken(path), flat=True)[0])
+               for image, path in zip(_modalities(scan), stored, strict=True))
+
+
+def _modalities(case: Case) -> list[np.ndarray]:
+    "[Z,Y,X] for each modality."
+    images = case.image if case.image.ndim == 4 else case.image[:, None]
+    return [images[:, number] for number in range(case.channels)]
+
+
+# %% [markdown]
+# **Can it be written?** Said before the first stroke is drawn. A folder `scribbles/` that is a link would take the
+# strokes elsewhere: that needs the user's word. A linked *file* of strokes is replaced here, and what it leads to stays.
+
+# %%
+#| export
+def _check_places(session: Session, told: bool) -> None:
+    "Raise DataError if Save could not write, or would write where a link leads; `told`: the user named the folder."
+    for path in _outputs(session):
+        home = path.parent
+        if home.is_symlink() and home != session.root and not told:
+            raise DataError(home, f"a link to {_real(home)}, where Save would write",
+                            f"a folder, or your word that it may: folder={session.root}")
+        if why := _refusal(path):
+            raise DataError(path, why, "what Save can write; name another folder: folder=…")
+
+
+def _outputs(session: Session) -> list[Path]:
+    "All files that Save may write."
+    results = [session.root / f"masks/{session.name}.nii.gz", session.root / f"models/{session.name}.pt"]
+    named = session.root / "dataset.json"
+    return [session.scribble_file, *session.copies, *([named] if _meaning(session.labels, named) else []), *results]
+
+
+# %%
+#| export
+def _refusal(path: Path) -> str:
+    "Why a file cannot be written, in words; empty if it can. Nothing is left behind."
+    mine = os.access in os.supports_effective_ids
+    if path.exists() and not path.is_symlink() and not os.access(path, os.W_OK, effective_ids=mine):
+        return "a read-only file"
+    home = next(place for place in path.parents if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=home):
+            return ""
+    except OSError as error:
+        return f"that nothing can be written in {home} ({error.strerror})"
 
 
 # %%
@@ -270,7 +483,7 @@ def _labels_of_folder(known: Folder, classes: Sequence[str] | None) -> Labels:
 #| export
 def _stored_strokes(session: Session) -> np.ndarray:
     "[Z,Y,X] uint8 class ids: the strokes in the folder. Raises DataError if they do not lie on the scan's voxels."
-    if not session.scribble_file.is_file():
+    if not _unbroken(session.scribble_file).is_file():
         return np.full(session.case.shape, IGNORE, np.uint8)
     volume, scan = read_nifti(session.scribble_file, flat=True)
     ids = session.labels.read(volume, session.scribble_file)
@@ -307,21 +520,18 @@ def save_session(
 # %%
 #| export
 def _save_scan(session: Session) -> None:
-    "Write or copy the scan into images/, unless it lies there; several modalities are numbered."
-    images = session.case.image if session.case.image.ndim == 4 else session.case.image[:, None]
-    for number in range(session.case.channels):
-        target = session.root / f"images/{session.name}{f'_{number:04d}' * (session.case.channels > 1)}.nii.gz"
-        if not session.image_files:
-            save_volume(images[:, number], session.case, target)
-        elif session.image_files[number].parent.parent != session.root:
+    "Write or copy the scan, unless the folder has it."
+    for number, target in enumerate(session.copies):
+        if session.image_files:
             _copy(session.image_files[number], target)
+        else:
+            save_volume(_modalities(session.case)[number], session.case, target)
 
 
 # %%
 #| export
 def _copy(source: Path, target: Path) -> None:
     "Copy a scan, unless it is there already. Raises DataError if another one is."
-    target = target.with_suffix("") if source.suffix == ".nii" else target
     if not target.is_file():
         write_atomic(target, lambda new: shutil.copyfile(source, new))
     elif target.read_bytes() != source.read_bytes():
@@ -330,12 +540,51 @@ def _copy(source: Path, target: Path) -> None:
 
 # %%
 #| export
-def _save_labels(labels: Labels, path: Path) -> None:
-    "Write into a dataset.json what it does not say yet of names and values."
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _meaning(labels: Labels, path: Path) -> dict[str, Any]:
+    "What a dataset.json does not say yet of names and values, with all that it says; empty if it says all."
+    content = read_json(path) if path.is_file() else {}
     meaning = {"labels": dict(zip(labels.names, labels.drawn, strict=True)), "ignore": labels.ignore}
-    if meaning.keys() - content.keys():
-        write_json(content | meaning | content, path)  # the first operand keeps the order, the last the values
+    return content | meaning | content if meaning.keys() - content.keys() else {}  # first for order, last for values
+
+
+def _save_labels(labels: Labels, path: Path) -> None:
+    "Write into a dataset.json what it does not say yet."
+    if content := _meaning(labels, path):
+        write_json(content, path)
+
+
+# %% [markdown]
+# What there is to say when a scan is opened: where its strokes are, and where others are that were not opened.
+
+# %%
+#| export
+def opening_remarks(
+    session: Session,  # of `open_session`
+) -> str:  # a sentence or two
+    "Which strokes were found, in which file, and what Save does to links."
+    file, drawn = session.scribble_file, np.asarray(session.case.scribble) != IGNORE
+    slices = ", ".join(map(str, np.flatnonzero(drawn.any((1, 2)))))
+    text = f"Strokes of {file}, on slices {slices}." if slices else f"No strokes yet: {file} is new."
+    if file.is_symlink():
+        text += f" It is a link; Save puts a file in its place, and {_real(file)} stays as it is."
+    elif other := _left_behind(session):
+        text += f" Others lie in {other}; to go on with those, open {_real(session.image_files[0])}."
+    return text
+
+
+# %%
+#| export
+def _left_behind(session: Session) -> Path | None:
+    "Strokes in the folder that the scan's link leads to: version 0.1 wrote there."
+    if not session.image_files or session.scribble_file.exists():
+        return None
+    files = tuple(map(_real, session.image_files))
+    try:
+        root = _root(files, None)
+        scribble = _place(None, files, _name(None, files), root, _known_folder(root, told=False)).scribble
+    except (DataError, OSError):
+        return None
+    return scribble if scribble.is_file() and scribble != _real(session.scribble_file) else None
 
 
 # %%
@@ -697,6 +946,6 @@ exercise(check_refused, my_refused, solution=lambda: np.where(strokes((2, 3)) ==
 # %% [markdown]
 # ## Recap
 #
-# Exported: `open_session`, `save_session` and `save_results` for the files, `learn` for mask and weights. What may
+# Exported: `open_session`, `save_session` and `save_results` for the files, `opening_remarks` for what was found, `learn` for mask and weights. What may
 # surprise: the first mask is worth showing although it is wrong, because it says where to draw next.
 # [The annotator](71_annotator.ipynb) is the widget to draw with.

@@ -30,6 +30,8 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.orientations import axcodes2ornt, io_orientation
 
+from attenscribble.basics.errors import DataError
+
 # %%
 import os
 from itertools import permutations, product
@@ -39,6 +41,7 @@ from ipywidgets import interact
 
 from attenscribble.basics.checking import cost, exercise
 from attenscribble.basics.drawing import draw, panels
+from attenscribble.basics.errors import refused
 from attenscribble.data.phantom import phantom
 
 # %%
@@ -97,7 +100,7 @@ plot_files(FILES)
 # %% [markdown]
 # | symbol | variable | shape | unit |
 # |---|---|---|---|
-# | $A$, $A'$ | the header's, `Grid.affine` | 4×4 | mm a voxel |
+# | $A$, $A'$ | `affine_mm` of the header, `Grid.affine` | 4×4 | mm a voxel |
 # | $a(c)$ | `axes`, for z, y, x | 3 | axis of the file |
 # | $\pm$ | `flips`, for z, y, x | 3 | yes or no |
 # | $n$ | `shape` | 2 or more | voxels |
@@ -163,11 +166,124 @@ def _directions(scan: Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
     return np.array([0, 1, 2]), np.array([-1, -1, 1])  # as it is stored, if the header does not say
 
 
-def _zooms(header: Nifti1Header, shape: tuple[int, ...]) -> list[float]:
-    "Voxel size along the file's axes in mm; 1 across a lone slice that has none."
-    mm = [*map(float, header.get_zooms()), 1.0][:3]
-    return [1.0 if n == 1 and not size > 0 else size for n, size in zip(three_axes(shape), mm, strict=True)]
+# %% [markdown]
+# ## Millimetres, and one source of them
+#
+# A header counts in metres, millimetres or micrometres, and names the unit in `xyzt_units`; this book counts in mm. Where
+# it names none, mm are meant, as other programs take it. The size of a voxel stands in the header twice: in `pixdim`, and
+# as the length of the affine's columns. **The affine counts**, since it is what places a mask on its scan. Where the
+# two differ by more than a hundredth, one of them is wrong and nobody can tell which: the header is refused.
 
+# %%
+#| export
+_UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # of xyzt_units, in mm: not named, metre, mm, micrometre
+
+
+def mm_per_unit(
+    header: Nifti1Header,  # of a file
+) -> float:  # by which its lengths become mm; 1 where no unit is named
+    "The header's unit of length. Raises DataError for a code that stands for none."
+    code = int(header["xyzt_units"]) & 7
+    if code not in _UNITS:
+        raise DataError("xyzt_units", f"the code {code} for lengths", "1 (metre), 2 (mm), 3 (micrometre) or 0 (mm)")
+    return _UNITS[code]
+
+
+# %%
+#| export
+def affine_mm(
+    header: Nifti1Header,  # of a file
+) -> np.ndarray:  # [4,4]: the file's voxel (i,j,k) → mm
+    "The affine of a file in mm, whatever unit its header counts in."
+    affine = np.array(header.get_best_affine(), float)
+    affine[:3] *= mm_per_unit(header)
+    return affine
+
+
+# %%
+#| export
+def zooms_mm(
+    header: Nifti1Header,  # of a file
+    shape: tuple[int, ...],  # of its voxels
+) -> list[float]:  # along the file's three axes
+    "Voxel sizes in mm: the affine's where a header has one, else pixdim's; 1 across a lone slice that has none."
+    mm = [*(float(size) * mm_per_unit(header) for size in header.get_zooms()), 1.0][:3]
+    columns = np.linalg.norm(affine_mm(header)[:3, :3], axis=0) if placed(header) else mm
+    sizes = three_axes(shape)
+    if len(sizes) == 3 and placed(header):  # pixdim is the rounder number where both say the same
+        mm = [size if n == 1 or abs(size - long) <= 1e-5 * long else float(long)
+              for n, size, long in zip(sizes, mm, columns, strict=True)]
+    return [1.0 if n == 1 and not size > 0 else size for n, size in zip(sizes, mm, strict=True)]
+
+
+# %% [markdown]
+# Fields that contradict each other, or that no scanner can have written, are refused by name. nibabel would repair some
+# of them without a word: a size of 0 becomes 1.
+
+# %%
+#| export
+_SMALLEST_MM, _LARGEST_MM = 1e-6, 1e4  # of a voxel: a nanometre, ten metres
+_FARTHEST_MM = 1e7  # of a voxel from the scanner's centre
+_CONTRADICTION = 0.01  # relative: far above rounding, far below what a distance in mm may be wrong by
+
+
+def check_geometry(
+    header: Nifti1Header,  # as it is stored, before a library repairs it
+) -> None:
+    "Raises DataError, naming the field, for lengths that are none, or that contradict each other."
+    for name in ("sform_code", "qform_code"):
+        if not 0 <= int(header[name]) <= 5:
+            raise DataError(name, int(header[name]), "a code from 0 to 5")
+    shape, unit = header.get_data_shape(), mm_per_unit(header)
+    sizes = [(k, float(header["pixdim"][k])) for k, n in enumerate(shape[:3], 1)
+             if n != 1 or not header["pixdim"][k] == 0]  # a lone slice may have no thickness
+    for k, size in sizes:
+        if not _SMALLEST_MM <= size * unit <= _LARGEST_MM:
+            raise DataError(f"pixdim[{k}]", f"a voxel size of {size * unit:g} mm",
+                            f"{_SMALLEST_MM:g} to {_LARGEST_MM:g} mm; write the header anew with the true size")
+    if placed(header):
+        _check_affine(header, shape, sizes)
+
+
+# %%
+#| export
+def _check_affine(header: Nifti1Header, shape: tuple[int, ...], sizes: list[tuple[int, float]]) -> None:
+    "Raise DataError for an affine that places nothing, and for one that contradicts pixdim."
+    name = "srow_x, srow_y, srow_z" if header["sform_code"] > 0 else "quatern_b … qoffset_z"
+    try:
+        affine = affine_mm(header)
+    except (ValueError, ArithmeticError, nib.spatialimages.HeaderDataError) as error:
+        raise DataError(name, f"no rotation ({error})", "a quaternion of length 1") from None
+    columns = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and np.abs(affine).max() < _FARTHEST_MM):
+        raise DataError(name, affine[:3].tolist(), f"lengths below {_FARTHEST_MM:g} mm")
+    if not abs(np.linalg.det(affine[:3, :3])) > 1e-3 * columns.prod():
+        raise DataError(name, affine[:3].tolist(), "three directions")
+    for k, size in sizes:
+        mm, long = size * mm_per_unit(header), float(columns[k - 1])
+        if shape[k - 1] > 1 and abs(mm - long) > _CONTRADICTION * long:
+            raise DataError(f"pixdim[{k}]", f"{mm:g} mm, and {long:g} mm in {name}",
+                            "the same voxel size in both; write the header anew with the true one")
+
+
+# %% [markdown]
+# **By hand.** 1,500 µm are 1.5 mm. A column (0, 3, 4) of the affine is 5 mm long; a `pixdim` of 5.04 is rounding, one of
+# 4.5 contradicts it.
+
+# %%
+def header_of(sizes, columns, unit="mm"):
+    header = nib.Nifti1Header()
+    header.set_data_shape((4, 5, 6))
+    header["pixdim"][1:4] = sizes
+    header.set_xyzt_units(unit)
+    header.set_sform(np.diag([*columns, 1]), 1)
+    return header
+
+assert np.allclose(zooms_mm(header_of((1500, 1500, 9000), (1500, 1500, 9000), "micron"), (4, 5, 6)), (1.5, 1.5, 9))
+check_geometry(header_of((1.5, 1.5, 5.04), (1.5, 1.5, 5)))
+for wrong, words in ((4.5, "4.5 mm, and 1.5 mm in srow_x"), (0, "size of 0 mm"), (-1.5, "-1.5"), (np.inf, "inf"),
+                     (np.nan, "nan"), (1e-30, "1e-30")):
+    print(refused(lambda wrong=wrong: check_geometry(header_of((1.5, wrong, 9), (1.5, 1.5, 9))), "pixdim[2]", words))
 
 # %% [markdown]
 # ## Which axis is which
@@ -189,7 +305,7 @@ def _slice_axis(scan: Nifti1Image, axis: str, toward: np.ndarray) -> int:
     shape = three_axes(scan.shape)
     if shape.count(1) == 1:
         return shape.index(1)
-    mm = np.array(_zooms(scan.header, scan.shape))
+    mm = np.array(zooms_mm(scan.header, scan.shape))
     return int(max(np.flatnonzero(mm >= 0.99 * mm.max()), key=lambda a: toward[a]))  # equal spacings: z first
 
 
@@ -311,13 +427,13 @@ class Grid:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         "Voxel size (z,y,x)."
-        z, y, x = (_zooms(self.header, self.shape)[axis] for axis in self.axes)
+        z, y, x = (zooms_mm(self.header, self.shape)[axis] for axis in self.axes)
         return z, y, x
 
     @cached_property
     def affine(self) -> np.ndarray:
         "[4,4]: voxel (x,y,z) of the case → mm, A' = AM."
-        return self.header.get_best_affine() @ _voxel_matrix(self.shape, self.axes, self.flips)
+        return affine_mm(self.header) @ _voxel_matrix(self.shape, self.axes, self.flips)
 
     def take(
         self, stored: np.ndarray,  # as in the file, any number of axes that `three_axes` takes
@@ -453,6 +569,7 @@ exercise(check_mirror, my_mirror, solution=lambda: (file_of(block), file_of(bloc
 # %% [markdown]
 # ## Recap
 #
-# Exported: `Grid`, whose `take` leads from a file to [Z,Y,X] and whose `picture` leads back; `three_axes`, `placed` and
-# the names of the `PLANES`. What may surprise: one scan can be stored in 48 equally correct ways.
+# Exported: `Grid`, whose `take` leads from a file to [Z,Y,X] and whose `picture` leads back; `affine_mm` and `zooms_mm`,
+# which know the header's unit; `check_geometry`; `three_axes`, `placed` and the names of the `PLANES`. What may surprise:
+# one scan can be stored in 48 equally correct ways, and a header says the size of a voxel twice.
 # [The next chapter](11_scans.ipynb) opens one.

@@ -21,28 +21,24 @@
 # %%
 #| export
 import gzip
-import json
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 # %%
 #| export
 import h5py
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import Nifti1Image
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
 
 from attenscribble.basics.errors import DataError
-from attenscribble.data.grid import Grid, placed, three_axes
+from attenscribble.basics.files import read_json
+from attenscribble.data.grid import Grid, affine_mm, check_geometry, placed, three_axes, zooms_mm
 
 # %%
 import os
@@ -186,6 +182,7 @@ class Case:
     label: np.ndarray | None = None  # [Z,Y,X] uint8 class ids
     source: str = ""  # the file it came from
     grid: Grid | None = None  # how the file stores it; None: transposed, placed by `affine`
+    remarks: tuple[str, ...] = ()  # what is worth a look about its files, such as little contrast; FILE: sentence
 
     @property
     def name(self) -> str:
@@ -267,15 +264,22 @@ def _read_cases(data: "Dataset", patients: Iterable[str]) -> Iterator[Case]:
 #| export
 def _train_and_test(data: "Dataset", fold: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "The patients on the two sides of a fold. Raises DataError if there is no such fold or if either side is empty."
-    if fold not in data.folds:
-        raise DataError(f"{data.name}: fold", repr(fold),
-                        f"one of {sorted(data.folds)}; the data holds {_some_patients(data)}")
-    test = data.folds[fold]
+    test = _tested(data, fold)
     train = data.trains.get(fold, tuple(patient for patient in data.patients if patient not in test))
     if not train or not test:
         raise DataError(f"{data.name}: fold {fold}", f"{len(train)} patients to train and {len(test)} to test on",
                         f"at least one each; the data holds {_some_patients(data)}")
     return train, test
+
+
+# %%
+#| export
+def _tested(data: "Dataset", fold: int) -> tuple[str, ...]:
+    "The patients that a fold tests. Raises DataError if there is no such fold, or nobody in it."
+    if fold not in data.folds:
+        raise DataError(f"{data.name}: fold", repr(fold),
+                        f"one of {sorted(data.folds)}; the data holds {_some_patients(data)}")
+    return data.folds[fold]
 
 
 # %%
@@ -315,6 +319,10 @@ class Dataset:
     def split(self, fold: int) -> tuple[tuple[str, ...], tuple[str, ...]]:  # key of `folds` → to train, to test on
         "The patients on the two sides of a fold. Raises DataError if there is no such fold or if a side is empty."
         return _train_and_test(self, fold)
+
+    def tested(self, fold: int) -> tuple[str, ...]:  # key of `folds` → to test on
+        "The patients that a fold tests, for masks that were made elsewhere. Raises DataError if there is no such fold."
+        return _tested(self, fold)
 
     def facts(self) -> dict[str, Any]:
         "What a checkpoint has to know to segment further scans, in plain types."
@@ -528,19 +536,111 @@ interact(lambda clip=0.99: plot_scaling([clip]), clip=(0.5, 1.0, 0.005));
 #
 # Compressed files are unpacked completely before a voxel is read. Libraries usually read them piece by piece and stop
 # before the checksum at the end, and a download that was damaged in the middle passes for an image.
+#
+# A header of 348 bytes may claim 70 terabytes, and a compressed file of a megabyte may unpack to a gigabyte. So the
+# header is read first, and what it claims is compared with the file's size and with the memory that is free, before
+# anything is allocated. Deflate, the compression of gzip, PNG and HDF5, makes nothing smaller than by the factor 1032.
 
 # %%
 #| export
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
+_PACKED = 1032  # how much smaller deflate makes a file at most
+_SLACK = 2**20  # bytes that may follow the voxels, or be a file's overhead
+_CLAIM = "the size that its header claims"
+
+
+def _in_words(size: int) -> str:
+    "A number of bytes, for people."
+    unit = max(0, min(5, (size.bit_length() - 1) // 10))
+    return f"{size / 1024**unit:,.0f} {'B KiB MiB GiB TiB PiB'.split()[unit]}"
+
+
+def free_memory() -> int:  # in bytes
+    "Memory that can be had without swapping."
+    import psutil  # only here: who needs the losses alone should not wait for it
+
+    return int(psutil.virtual_memory().available)
+
+
+# %%
+#| export
+def check_memory(
+    where: object,  # file or folder, for messages
+    claim: int,  # bytes of voxels
+) -> None:
+    "Raises DataError for voxels that do not fit into memory: as they are stored, as numbers, and scaled."
+    if 3 * claim > (free := free_memory()):
+        raise DataError(where, f"{_in_words(claim)} of voxels by its header",
+                        f"at most a third of the {_in_words(free)} of memory that are free")
+
+
+# %%
+#| export
+def check_claim(
+    where: object,  # file, for messages
+    claim: int,  # bytes of voxels that a header promises
+    stored: int,  # bytes of the file, or of what it stores for them
+    packed: bool = True,  # it may be compressed
+) -> None:
+    "Raises DataError, with both sizes, for voxels that the file cannot hold, or that do not fit into memory."
+    most = stored * (_PACKED if packed else 1) + _SLACK
+    if claim > most:
+        raise DataError(where, f"{_in_words(claim)} of voxels by its header",
+                        f"at most {_in_words(most)}, which a file of {_in_words(stored)} can hold")
+    check_memory(where, claim)
+
+
+# %% [markdown]
+# Then the voxels are read, and no more of the file than its header claims.
+
+# %%
+#| export
 _NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # the header's size, at the start of the file
+_HEADER = 540  # bytes of the larger of the two kinds of header
 
 
 def _unpack_nifti(path: Path) -> Nifti1Image:
-    "A NIfTI file, uncompressed in memory. Raises one of _UNREADABLE."
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)  # all of it, so that the checksum is looked at
-    return (nib.Nifti2Image if data[:4] in _NIFTI2 else nib.Nifti1Image).from_bytes(data)
+    "A NIfTI file, uncompressed in memory. Raises DataError for its header, or anything of a library's."
+    stored = path.stat().st_size
+    if not path.is_file():
+        raise OSError("no regular file")
+    with path.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        return _read_image(path, cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if packed else plain, stored, packed)
+
+
+# %%
+#| export
+def _read_image(path: Path, file: BinaryIO, stored: int, packed: bool) -> Nifti1Image:
+    "An image from an opened file, its header looked at first."
+    start = file.read(_HEADER)
+    kind = nib.Nifti2Image if start[:4] in _NIFTI2 else Nifti1Image
+    header = kind.header_class(start[:kind.header_class.sizeof_hdr], check=False)
+    _check_header(path, header)
+    end = int(header["vox_offset"]) + prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    check_claim(path, end, stored, packed)
+    file.seek(0)
+    data = file.read(max(_HEADER, end + _SLACK + 1))  # to its end, or a checksum is not looked at
+    if packed and len(data) > end + _SLACK:
+        raise DataError(path, f"compressed data beyond {_in_words(end + _SLACK)}", f"{end:,} bytes, {_CLAIM}")
+    if len(data) < end:
+        raise DataError(path, f"an unreadable file ({len(data):,} bytes)", f"complete NIfTI, {end:,} bytes, {_CLAIM}")
+    return kind.from_bytes(data)
+
+
+# %%
+#| export
+def _check_header(path: Path, header: Nifti1Header) -> None:
+    "Raise DataError, naming file and field, for a header that nobody should believe."
+    try:
+        check_geometry(header)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    for name in ("scl_slope", "scl_inter"):
+        if np.isinf(header[name]):
+            raise DataError(f"{path}: {name}", float(header[name]), "a finite number; 0 stands for none")
+    if not 0 <= float(header["vox_offset"]) < 2**31:
+        raise DataError(f"{path}: vox_offset", float(header["vox_offset"]), "where the voxels begin")
 
 
 # %%
@@ -550,14 +650,17 @@ _ONE_EACH = "; of a film or a stack of modalities give each volume a file of its
 
 def read_nifti(
     path: Path,  # *.nii or *.nii.gz
-    flat: bool = False,  # take a single slice [x,y] too, and axes of length 1 past the third
+    flat: bool = False,  # take a single slice [x,y] too
 ) -> tuple[np.ndarray, Nifti1Image]:  # [Z,Y,X] in the type it is stored in; header and affine
-    "A 3D NIfTI file. Raises DataError for one that is broken, empty, or has more axes or numbers than one per voxel."
+    """A 3D NIfTI file; further axes may have the length 1. Raises DataError for one that is broken, empty, larger than
+    it can be, whose header contradicts itself, or that has more axes or numbers than one per voxel."""
     try:
         scan = _unpack_nifti(path)
-        shape = three_axes(scan.shape) if flat else scan.shape
+        shape = three_axes(scan.shape) if flat or len(scan.shape) > 2 else scan.shape
         volume = np.asanyarray(scan.dataobj).reshape(shape) if len(shape) == 3 else None
-    except _UNREADABLE as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever a library says of a file that it does not understand
         raise DataError(path, f"an unreadable file ({type(error).__name__}: {error})", "complete NIfTI") from error
     if volume is None or volume.dtype.kind not in "iuf" or volume.size == 0:
         expected = f"one number per voxel in 3D{_ONE_EACH * (len(shape) > 3)}"
@@ -597,13 +700,14 @@ SHIFT_MM = 0.1  # two grids agree if no voxel moves further: above float32 round
 
 def _check_same_grid(path: Path, mask: Nifti1Image, image: Nifti1Image, check_affine: bool) -> None:
     "Raise DataError unless a mask's voxels are those of its image."
-    if mask.shape != image.shape:
+    if three_axes(mask.shape) != three_axes(image.shape):
         raise DataError(path, f"shape {mask.shape}", f"the image's shape {image.shape}")
-    far = np.array(image.shape) - 1  # the last voxel moves farthest
+    far = np.array(three_axes(image.shape)) - 1  # the last voxel moves farthest
     if placed(mask.header) and placed(image.header):
-        shift_mm = np.abs(mask.affine - image.affine)[:3] @ [*far, 1]
+        shift_mm = np.abs(affine_mm(mask.header) - affine_mm(image.header))[:3] @ [*far, 1]
     else:
-        shift_mm = np.abs(np.subtract(mask.header.get_zooms(), image.header.get_zooms())) * far
+        ours, theirs = (zooms_mm(one.header, one.shape) for one in (mask, image))
+        shift_mm = np.abs(np.subtract(ours, theirs)) * far
     if check_affine and shift_mm.max() > SHIFT_MM:
         raise DataError(path, f"an affine that moves voxels by {shift_mm.max():.1f} mm", "that of the image "
                         "(check_affine=False if the arrays are known to match voxel by voxel)")
@@ -616,6 +720,10 @@ def _check_same_grid(path: Path, mask: Nifti1Image, image: Nifti1Image, check_af
 # carry labels: the heart filled and the heart emptied. The scribbles were drawn later by others and are a separate
 # download. Fold $k$ tests patients 20($k$−1)+1 to 20$k$, as in the released code.
 #
+# The challenge's testing set, patients 101 to 150, has labels by now and no scribbles. It takes part in no fold and is
+# never trained on. With `testing=True`, in a run `data_testing=true`, there is one fold instead: trained on 1 to 100,
+# tested on the testing set, which lies in the folder `testing` beside `training`.
+#
 # First the files are listed by their names; none is opened yet.
 
 # %%
@@ -623,10 +731,20 @@ def _check_same_grid(path: Path, mask: Nifti1Image, image: Nifti1Image, check_af
 _NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?\.nii(?:\.gz)?")
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    "What lies in a folder, at any depth."
+    for path in in_folder(folder):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
+
+
+# %%
+#| export
 def _nifti_files(folder: Path) -> dict[str, dict[str, Path]]:
     "Case name → {image, gt, scribble} → file, at any depth below the folder."
     found: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path in sorted(folder.rglob("patient*_frame*.nii*")):
+    for path in _below(folder):
         if path.is_file() and (match := _NIFTI_NAME.fullmatch(path.name)):
             name, kind = match[1], match[2] or "image"
             if kind in found[name]:
@@ -637,13 +755,48 @@ def _nifti_files(folder: Path) -> dict[str, dict[str, Path]]:
 
 # %%
 #| export
-def _patient_folders(root: Path) -> list[Path]:
-    "The patientXXX folders of a download. Raises DataError if there is none."
+_TESTING = 100  # patients with a higher number are the challenge's testing set
+
+
+def _number(patient: str) -> int:
+    "The number in a patient's name."
+    return int(patient.removeprefix("patient"))
+
+
+def _patient_folders(root: Path, testing: bool) -> list[Path]:
+    "The patientXXX folders of a download; `testing`: with those of the testing set. Raises DataError if there is none."
     for folder in (root, root / "training", root / "database" / "training"):
-        if patients := sorted(f for f in folder.glob("patient*") if f.is_dir() and f.name[7:].isdecimal()):
-            return patients
+        if patients := _numbered_folders(folder):
+            beside = _numbered_folders(folder.absolute().parent / "testing") if testing else []
+            found = sorted({path.name: path for path in (*beside, *patients)}.values(), key=lambda path: path.name)
+            return [path for path in found if testing or _number(path.name) <= _TESTING] or _no_training(root, found)
     raise DataError(root, "no patientXXX folder" if root.is_dir() else "no such folder",
                     "patientXXX/patientXXX_frameYY.nii.gz in it, or in its training folder")
+
+
+# %%
+#| export
+def _numbered_folders(folder: Path) -> list[Path]:
+    "The patientXXX folders in a folder. Raises DataError for a folder that cannot be read."
+    return sorted(f for f in in_folder(folder) if re.fullmatch(r"patient\d+", f.name, re.ASCII) and f.is_dir())
+
+
+def _no_training(root: Path, found: list[Path]) -> list[Path]:
+    "Raise DataError for the testing set alone."
+    raise DataError(root, f"the testing set alone, {found[0].name} to {found[-1].name}",
+                    "patients up to 100 to train on, or data_testing=true (testing=True) to score the testing set")
+
+
+# %%
+#| export
+def in_folder(
+    folder: Path,  # that may be there or not
+) -> list[Path]:  # what lies in it, in the order of the names; empty where there is no such folder
+    "The entries of a folder. Raises DataError for one that cannot be read, which a search by pattern takes for empty."
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise DataError(folder, f"a folder that cannot be read ({error.strerror})", "one that you may read") from None
 
 
 # %%
@@ -679,7 +832,7 @@ def _replace_scribbles(frames: dict[str, dict[str, Path]], scribbles: Path | str
 #| export
 def _spacing_mm(scan: Nifti1Image) -> tuple[float, float, float]:
     "Voxel size (z,y,x) from a header."
-    x, y, z = (float(mm) for mm in scan.header.get_zooms())
+    x, y, z = zooms_mm(scan.header, scan.shape)
     return z, y, x
 
 
@@ -703,15 +856,17 @@ def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
             _check_same_grid(files[kind], mask_scan, scan, check_affine)
             masks[kind] = _as_mask(mask, files[kind], ignore)
     patient, frame = name.split("_")
-    return Case(patient, frame, image, _spacing_mm(scan), np.array(scan.affine), masks.get("scribble"),
+    return Case(patient, frame, image, _spacing_mm(scan), affine_mm(scan.header), masks.get("scribble"),
                 masks.get("gt"), str(files["image"]))
 
 
 # %%
 #| export
-def _acdc_folds(patients: tuple[str, ...]) -> dict[int, tuple[str, ...]]:
-    "Fold k tests those of patients 20(k−1)+1 … 20k that are present; a fold without any is left out."
-    block = {patient: (int(patient.removeprefix("patient")) - 1) // 20 + 1 for patient in patients}
+def _acdc_folds(patients: tuple[str, ...], testing: bool) -> dict[int, tuple[str, ...]]:
+    "Fold k tests those of patients 20(k−1)+1 … 20k that are present; `testing`: fold 1 tests all above 100."
+    if testing:
+        return {1: tuple(patient for patient in patients if _number(patient) > _TESTING)}
+    block = {patient: (_number(patient) - 1) // 20 + 1 for patient in patients}
     return {fold: tuple(p for p in patients if block[p] == fold) for fold in range(1, 6) if fold in block.values()}
 
 
@@ -721,10 +876,11 @@ _ACDC_SOURCE = ("ACDC: Bernard et al., IEEE TMI 2018, CC BY-NC-SA 4.0; "
                 "scribbles: Valvano et al., IEEE TMI 2021, Apache-2.0")
 
 
-def _acdc_dataset(name: str, patients: tuple[str, ...], read: Callable[[str], list[Case]], source: str) -> Dataset:
+def _acdc_dataset(name: str, patients: tuple[str, ...], read: Callable[[str], list[Case]], source: str,
+                  testing: bool = False) -> Dataset:
     "What both forms of ACDC have in common; further scans are turned to RAS, as all headers of ACDC have it."
-    return Dataset(name, ACDC_CLASSES, ACDC_IGNORE, patients, read, _acdc_folds(patients), "acdc", source,
-                   reading={"axis": "RAS"})
+    return Dataset(name, ACDC_CLASSES, ACDC_IGNORE, patients, read, _acdc_folds(patients, testing), "acdc", source,
+                   options={"testing": True} if testing else {}, reading={"axis": "RAS", "robust": False})
 
 
 # %%
@@ -734,16 +890,19 @@ def acdc(
     scribbles: Path | str | None = None,  # where *_scribble.nii.gz lie, at any depth; beside the images unless told
     *,
     check_affine: bool = True,  # refuse masks whose header places them elsewhere than the image
+    testing: bool = False,  # fold 1 trains on patients 1 to 100 and tests the testing set, 101 to 150, and no other
 ) -> Dataset:  # "acdc": 4 classes, ignore 4, 5 folds; a mask that is not there is None, the 4D films are left alone
     "The ACDC challenge folder, raw or scaled already. Raises DataError without a patient or a frame, and on reading."
-    files = {patient.name: _frame_files(patient) for patient in _patient_folders(Path(root))}
+    files = {patient.name: _frame_files(patient) for patient in _patient_folders(Path(root), testing)}
+    if testing and not any(_number(patient) > _TESTING for patient in files):
+        raise DataError(root, f"no patient above {_TESTING}", "the testing set in the folder testing beside training")
     if scribbles is not None:
         _replace_scribbles({name: kinds for frames in files.values() for name, kinds in frames.items()}, scribbles)
 
     def read(patient: str) -> list[Case]:
         return [_acdc_case(name, kinds, check_affine) for name, kinds in files[patient].items()]
 
-    return _acdc_dataset("acdc", tuple(files), read, _ACDC_SOURCE)
+    return _acdc_dataset("acdc", tuple(files), read, _ACDC_SOURCE, testing)
 
 
 # %% [markdown]
@@ -791,11 +950,12 @@ _VOLUME = -1  # stands for a slice number where a file holds the volume
 
 
 def _h5_files(root: Path) -> dict[str, dict[str, dict[int, Path]]]:
-    "Patient → frame → number of the slice → file. Raises DataError if there is none."
+    "Patient → frame → number of the slice → file, but for the testing set. Raises DataError if there is none."
     files: dict[str, dict[str, dict[int, Path]]] = defaultdict(lambda: defaultdict(dict))
     for folder in (root, root / "ACDC_training_volumes", root / "ACDC_training_slices"):
-        for path in folder.glob("patient*.h5"):
-            if match := _H5_NAME.fullmatch(path.name):
+        for path in in_folder(folder):
+            match = _H5_NAME.fullmatch(path.name)
+            if match and _number(match[1]) <= _TESTING:
                 files[match[1]][match[2]][int(match[3] or _VOLUME)] = path
     if not files:
         raise DataError(root, "no HDF5 file" if root.is_dir() else "no such folder",
@@ -809,38 +969,60 @@ def _read_h5(path: Path, dimensions: int) -> dict[str, np.ndarray]:
     "The arrays image, and scribble and label where they are there."
     try:
         with h5py.File(path) as file:
-            arrays = {key: file[key][()] for key in ("image", "scribble", "label") if key in file}
-    except _UNREADABLE as error:
-        raise DataError(path, f"an unreadable file ({error})", "complete HDF5") from error
-    if "image" not in arrays or any(a.shape != arrays["image"].shape or a.ndim != dimensions for a in arrays.values()):
-        raise DataError(path, {key: array.shape for key, array in arrays.items()} or "no array",
-                        f"{dimensions}D arrays of one shape, 'image' among them")
-    return arrays
+            found = {key: file[key] for key in ("image", "scribble", "label") if key in file}
+            _check_h5(path, found, dimensions)
+            return {key: np.asarray(array[()]) for key, array in found.items()}
+    except DataError:
+        raise
+    except Exception as error:  # whatever the library says of a file that it does not understand
+        raise DataError(path, f"an unreadable file ({type(error).__name__}: {error})", "complete HDF5") from error
 
-
-# %% [markdown]
-# A missing slice is found by its number. A set whose last slices are missing cannot be told from a shorter scan.
 
 # %%
 #| export
-def _stack_h5(name: str, parts: dict[int, Path]) -> dict[str, np.ndarray]:
+def _check_h5(path: Path, found: dict[str, Any], dimensions: int) -> None:
+    "Raise DataError for what is no array of numbers of the right shape, before any of it is read."
+    for key, array in found.items():
+        if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "biuf":
+            raise DataError(f"{path}: {key}", getattr(array, "dtype", type(array).__name__), "an array of numbers")
+    shapes = {key: array.shape for key, array in found.items()}
+    if "image" not in found or any(shape != shapes["image"] or len(shape) != dimensions for shape in shapes.values()):
+        raise DataError(path, shapes or "no array", f"{dimensions}D arrays of one shape, 'image' among them")
+    if not prod(shapes["image"]):
+        raise DataError(path, f"shape {shapes['image']}", "at least one voxel")
+    check_claim(path, sum(prod(array.shape) * array.dtype.itemsize for array in found.values()), path.stat().st_size)
+
+
+# %% [markdown]
+# A missing slice is found by its number. The first is 0, or 1 where no frame of the folder has a slice 0. A set whose
+# last slices are missing cannot be told from a shorter scan.
+
+# %%
+#| export
+def _stack_h5(name: str, parts: dict[int, Path], first: int) -> dict[str, np.ndarray]:
     "The arrays of a volume from its slices. Raises DataError if a slice is missing or unlike the others."
     folder = parts[min(parts)].parent
-    if missing := sorted(set(range(max(parts) + 1)) - set(parts)):
+    if missing := sorted(set(range(first, max(parts) + 1)) - set(parts)):
         raise DataError(folder, f"{name} without slice {', '.join(map(str, missing))}",
-                        f"all slices from 0 to {max(parts)}")
+                        f"all slices from {first} to {max(parts)}")
     slices = [_read_h5(parts[number], 2) for number in sorted(parts)]
     if len(kinds := {(*arrays, arrays["image"].shape) for arrays in slices}) > 1:
         raise DataError(folder, f"slices of {name} that differ: {kinds}", "same keys, same shape")
     return {key: np.stack([arrays[key] for arrays in slices]) for key in slices[0]}
 
 
+def _first_slice(files: dict[str, dict[str, dict[int, Path]]]) -> int:
+    "The number of a volume's first slice: 0, or 1 if there is no slice 0 in the whole folder but two frames or all."
+    numbers = [min(parts) for frames in files.values() for parts in frames.values() if _VOLUME not in parts]
+    return 1 if numbers and min(numbers) == 1 else 0
+
+
 # %%
 #| export
-def _h5_case(patient: str, frame: str, parts: dict[int, Path], spacing_mm: tuple | None) -> Case:
+def _h5_case(patient: str, frame: str, parts: dict[int, Path], spacing_mm: tuple | None, first: int) -> Case:
     "Read one frame from the file of its volume, or from those of its slices."
     path = parts[min(parts)]
-    arrays = _read_h5(path, 3) if _VOLUME in parts else _stack_h5(f"{patient}_{frame}", parts)
+    arrays = _read_h5(path, 3) if _VOLUME in parts else _stack_h5(f"{patient}_{frame}", parts, first)
     for key, ignore in (("scribble", ACDC_IGNORE), ("label", None)):
         if key in arrays:
             arrays[key] = _as_mask(arrays[key], f"{path}: {key}", ignore)
@@ -860,10 +1042,7 @@ def _spacing_table(spacing: Path | str | None) -> Any:
         return None
     if Path(spacing).is_dir():
         return {name: kinds["image"] for name, kinds in _nifti_files(Path(spacing)).items() if "image" in kinds}
-    try:
-        return json.loads(Path(spacing).read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(spacing, f"an unreadable file ({error})", "JSON {patient: [x,y,z] in mm}") from error
+    return read_json(spacing, "JSON {patient: [x,y,z] in mm}")
 
 
 # %%
@@ -875,8 +1054,10 @@ def _spacing_of(name: str, table: Any, spacing: Path | str | None) -> tuple[floa
     entry = table.get(name, table.get(name.split("_")[0])) if isinstance(table, dict) else None
     if isinstance(entry, Path):
         return _spacing_mm(read_nifti(entry)[1])
-    if not (isinstance(entry, list) and len(entry) == 3):
+    if not (isinstance(entry, list) and len(entry) == 3 and all(type(mm) in (int, float) for mm in entry)):
         raise DataError(f"{spacing}: {name}", entry, "[x,y,z] in mm, or a NIfTI file of that name")
+    if not all(1e-6 <= mm <= 1e4 for mm in entry):
+        raise DataError(f"{spacing}: {name}", entry, "three positive numbers, [x,y,z] in mm")
     z, y, x = (float(mm) for mm in reversed(entry))
     return z, y, x
 
@@ -889,9 +1070,10 @@ def wsl4mis(
 ) -> Dataset:  # "wsl4mis": classes, ignore and folds of ACDC; intensities as they are
     "ACDC as WSL4MIS ships it, from volumes, else from slices. Raises DataError without a file, and on reading."
     files, table = _h5_files(Path(root)), _spacing_table(spacing)
+    first = _first_slice(files)
 
     def read(patient: str) -> list[Case]:
-        return [_h5_case(patient, frame, parts, _spacing_of(f"{patient}_{frame}", table, spacing))
+        return [_h5_case(patient, frame, parts, _spacing_of(f"{patient}_{frame}", table, spacing), first)
                 for frame, parts in sorted(files[patient].items())]
 
     return _acdc_dataset("wsl4mis", tuple(sorted(files)), read, f"{_ACDC_SOURCE}; HDF5: Luo et al., MICCAI 2022, MIT")

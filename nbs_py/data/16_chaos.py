@@ -23,29 +23,29 @@
 #| export
 import re
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
-from pathlib import Path, PurePath
+from pathlib import Path
+from typing import Any
 
 # %%
 #| export
 import numpy as np
 import pydicom
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydicom.dataset import Dataset as Header
 from pydicom.dataset import FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder  # type: ignore[attr-defined]  # its documented place, not in __all__
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from attenscribble.basics.errors import DataError, one_of
 from attenscribble.data.grid import Grid
-from attenscribble.data.scans import Case, Dataset, _check_same_grid, already_cut, read_nifti, scale_intensities
+from attenscribble.data.scans import (
+    Case, Dataset, _check_same_grid, already_cut, check_claim, check_memory, in_folder, read_nifti, scale_intensities)
 from attenscribble.data.simulation import simulate
 
 # %%
@@ -228,10 +228,18 @@ print(f"liver: {liver_ml * DISTANCE_MM:.0f} ml, with the thickness {liver_ml * d
 #| export
 _File = Path | zipfile.Path  # a file or folder, on disk or inside a zip
 _Spacing = tuple[float, float, float]  # (z,y,x) in mm
-_BROKEN = (OSError, EOFError, AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
-           InvalidDicomError, UnidentifiedImageError, zipfile.BadZipFile, zlib.error)
 _NEEDED = (*_PLACE, "Rows", "Columns", "PixelData")
 _DECODERS = "a decoder (pip install pylibjpeg pylibjpeg-libjpeg) or a copy without compression (gdcmconv --raw)"
+
+
+# %%
+#| export
+def _bytes(file: _File) -> bytes:
+    "A file's content, of one in a zip after a look at the size that the zip claims."
+    if isinstance(file, zipfile.Path):
+        entry = file.root.getinfo(file.at)
+        check_claim(file, entry.file_size, entry.compress_size)
+    return file.read_bytes()
 
 
 # %%
@@ -239,38 +247,76 @@ _DECODERS = "a decoder (pip install pylibjpeg pylibjpeg-libjpeg) or a copy witho
 def _read_header(file: _File) -> Header:
     "A slice's header, its pixels not yet decoded."
     try:
-        header = pydicom.dcmread(BytesIO(file.read_bytes()))
-        missing = [name for name in _NEEDED if header.get(name) is None]
-    except _BROKEN as error:
+        header = pydicom.dcmread(BytesIO(_bytes(file)))
+        if missing := [name for name in _NEEDED if header.get(name) in (None, "")]:
+            raise DataError(file, f"no {', '.join(missing)}", "a slice that says where it lies")
+        _check_place(file, header)
+        _check_size(file, header)
+        _rescaling(file, header)
+    except DataError:
+        raise
+    except Exception as error:  # whatever a library says of it
         raise DataError(file, f"an unreadable file ({type(error).__name__}: {error})", "complete DICOM") from error
-    if missing:
-        raise DataError(file, f"no {', '.join(missing)}", "a slice that says where it lies")
     return header
 
 
 # %%
 #| export
-def _decode(header: Header) -> tuple[np.ndarray | None, float, float]:
-    "Stored values, None where no decoder is installed, with slope and intercept. Raises any of `_BROKEN`."
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    able = not syntax.is_compressed or get_decoder(syntax).is_available
-    stored = header.pixel_array if able else None
-    slope, intercept = header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)
-    return stored, float(slope), float(intercept)
+def _check_place(file: _File, header: Header) -> None:
+    "Raise DataError, naming the field, for numbers that place no slice."
+    for name, count in zip(_PLACE, (3, 6, 2), strict=True):
+        found = np.array(header[name].value, float)
+        if found.shape != (count,) or not (np.abs(found) <= 1e7).all():
+            raise DataError(f"{file}: {name}", header[name].value, f"{count} finite numbers")
+    if not all(1e-6 <= float(mm) <= 1e4 for mm in header.PixelSpacing):
+        raise DataError(f"{file}: PixelSpacing", list(header.PixelSpacing), "two sizes in mm, greater than 0")
+    if np.size(np.array(header.get("EchoTime"), float)) > 1:
+        raise DataError(f"{file}: EchoTime", header.EchoTime, "one number")
+
+
+def _check_size(file: _File, header: Header) -> None:
+    "Raise DataError for more than a slice, and for pixels that the file cannot hold, before they are decoded."
+    frames, bits = header.get("NumberOfFrames") or 1, int(header.get("BitsAllocated") or 0)
+    if int(frames) != 1:
+        raise DataError(f"{file}: NumberOfFrames", frames, "one slice a file")
+    packed = header.file_meta.TransferSyntaxUID.is_compressed
+    check_claim(file, int(header.Rows) * int(header.Columns) * bits // 8, len(header.PixelData), packed)
+
+
+# %%
+#| export
+def _rescaling(file: _File, header: Header) -> tuple[float, float]:
+    "Slope and intercept; 1 and 0 where the fields are not there or empty."
+    numbers = []
+    for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
+        value = header.get(name)
+        numbers.append(float(default if value in (None, "") else value))
+        if not np.isfinite(numbers[-1]) or numbers[0] == 0:
+            raise DataError(f"{file}: {name}", value, "a finite number, and no slope of 0")
+    return numbers[0], numbers[1]
+
+
+# %%
+#| export
+def _decode(file: _File, header: Header) -> np.ndarray:
+    "Stored values. Raises DataError for pixels that cannot be decoded, here or anywhere."
+    try:
+        syntax = header.file_meta.TransferSyntaxUID
+        able = not syntax.is_compressed or get_decoder(syntax).is_available
+        stored = header.pixel_array if able else None
+    except Exception as error:  # whatever a library says of it
+        raise DataError(file, f"pixels stored as {header.file_meta.TransferSyntaxUID.name} that cannot be decoded "
+                        f"({type(error).__name__}: {error})", "complete pixels") from error
+    if stored is None:
+        raise DataError(file, f"pixels stored as {syntax.name} ({syntax}), which nothing here can decode", _DECODERS)
+    return stored
 
 
 # %%
 #| export
 def _pixels(file: _File, header: Header) -> np.ndarray:
     "[Y,X] intensities: integers where the rescaling changes nothing, else float64."
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    try:
-        stored, slope, intercept = _decode(header)
-    except _BROKEN as error:
-        raise DataError(file, f"pixels stored as {getattr(syntax, 'name', 'in no known way')} that cannot be decoded "
-                        f"({type(error).__name__}: {error})", "complete pixels") from error
-    if stored is None:
-        raise DataError(file, f"pixels stored as {syntax.name} ({syntax}), which nothing here can decode", _DECODERS)
+    (slope, intercept), stored = _rescaling(file, header), _decode(file, header)
     shape, colours = (header.Rows, header.Columns), header.get("PhotometricInterpretation")
     if stored.shape != shape or colours != "MONOCHROME2":
         raise DataError(file, f"{colours} pixels of shape {stored.shape}", f"one slice, MONOCHROME2, of shape {shape}")
@@ -300,27 +346,45 @@ class Series:
 # %%
 #| export
 def read_series(
-    folder: Path | zipfile.Path,  # one .dcm file per slice, with any names; other and hidden files are ignored
+    folder: Path | zipfile.Path,  # one .dcm file per slice, with any names; without such files, all that are DICOM
 ) -> Series:  # ordered by position, rescaled
     """A folder of DICOM slices as a volume.
 
     Raises DataError naming folder and files for less than two slices, a broken or compressed file that cannot be read,
     slices of different scans, two at one place, and uneven distances (a slice is missing)."""
-    files = _files(folder, ".dcm")
+    files = _slice_files(folder)
     if len(files) < 2:
         found = f"{len(files)} .dcm files" if folder.is_dir() else "no such folder"
         raise DataError(folder, found, "at least two, one a slice")
     headers = {name: _read_header(files[name]) for name in sorted(files)}
     names, affine, spacing_mm = _geometry(folder, headers)
+    first = headers[names[0]]
+    check_memory(folder, len(names) * int(first.Rows) * int(first.Columns) * 4)
     return Series(np.stack([_pixels(files[name], headers[name]) for name in names]), affine, spacing_mm, names)
 
 
 # %%
 #| export
-def _files(folder: _File, ending: str) -> dict[str, _File]:
+def _files(folder: _File, ending: str = "") -> dict[str, _File]:
     "Name → file, for all with this ending but hidden ones; empty if there is no folder."
-    return {file.name: file for file in (folder.iterdir() if folder.is_dir() else ())
-            if file.name.lower().endswith(ending) and not file.name.startswith(".")}
+    entries = in_folder(folder) if isinstance(folder, Path) else folder.iterdir() if folder.is_dir() else ()
+    return {file.name: file for file in entries
+            if file.name.lower().endswith(ending) and not file.name.startswith(".") and file.is_file()}
+
+
+def _slice_files(folder: _File) -> dict[str, _File]:
+    "The files of a series: those that end in .dcm, else those that begin as DICOM does, but for a DICOMDIR."
+    return _files(folder, ".dcm") or {name: file for name, file in _files(folder).items()
+                                      if name.upper() != "DICOMDIR" and _begins_as_dicom(file)}
+
+
+def _begins_as_dicom(file: _File) -> bool:
+    "Whether a file has DICOM's mark after 128 bytes."
+    try:
+        with file.open("rb") as opened:
+            return bytes(opened.read(132))[128:] == b"DICM"
+    except OSError as error:
+        raise DataError(file, f"an unreadable file ({error})", "complete DICOM") from error
 
 
 # %% [markdown]
@@ -542,8 +606,8 @@ def _pair(names: Sequence[str], pictures: Sequence[str], where: _File) -> dict[s
 # %%
 #| export
 def _stem(name: str) -> str:
-    "A file's name without its ending."
-    return PurePath(name).stem
+    "A file's name without .dcm or .png; a name without ending may be a number with dots, which stays."
+    return name[:-4] if name.lower().endswith((".dcm", ".png")) else name
 
 
 def _running_number(name: str) -> str | None:
@@ -568,13 +632,14 @@ def _read_ground(folder: _File, names: Sequence[str], shape: tuple[int, int]) ->
 def _read_gray(file: _File, shape: tuple[int, int]) -> np.ndarray:
     "[Y,X] gray values of a picture of this shape."
     try:
-        picture = Image.open(BytesIO(file.read_bytes()))
-        values = np.asarray(picture if picture.mode in ("L", "I", "I;16") else picture.convert("L"))
-    except _BROKEN as error:
+        picture = Image.open(BytesIO(_bytes(file)))
+        if picture.size[::-1] != tuple(shape):  # before anything is unpacked
+            raise DataError(file, f"shape {picture.size[::-1]}", f"that of the slices, {shape}")
+        return np.asarray(picture if picture.mode in ("L", "I", "I;16") else picture.convert("L"))
+    except DataError:
+        raise
+    except Exception as error:  # whatever a library says of it
         raise DataError(file, f"an unreadable file ({type(error).__name__}: {error})", "complete PNG") from error
-    if values.shape != shape:
-        raise DataError(file, f"shape {values.shape}", f"that of the slices, {shape}")
-    return values
 
 
 # %%
@@ -596,7 +661,7 @@ print(refused(lambda: _pair(["a1.dcm", "a2.dcm"], ["a1.png"], "Ground"), "1 PNG 
 
 # %%
 #| export
-_READING = {"axis": "LPS"}  # of the scanner: to the left, to the back, up
+_READING: dict[str, Any] = {"axis": "LPS", "robust": False}  # the scanner's order: to the left, to the back, up
 CHAOS_FOLDS = {1: (1, 2, 3, 5, 8, 10, 13), 2: (15, 19, 20, 21, 22, 31, 32), 3: (33, 34, 36, 37, 38, 39)}  # tested ones
 _SEQUENCES = {"t1dual": "T1DUAL", "t2spir": "T2SPIR"}  # name → folder of the release
 _PHASES = {"in": ("InPhase",), "out": ("OutPhase",), "both": ("InPhase", "OutPhase")}  # name → a folder each channel
@@ -723,7 +788,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     "A zip, open for reading."
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(path, f"an unreadable file ({error})", "a complete zip") from error
 
 
@@ -738,7 +803,8 @@ def _numbered(folder: _File) -> dict[int, _File]:
     "Subfolders with a number for a name."
     if not folder.is_dir():
         return {}
-    return {int(entry.name): entry for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir()}
+    entries = in_folder(folder) if isinstance(folder, Path) else folder.iterdir()
+    return {int(entry.name): entry for entry in entries if entry.name.isdecimal() and entry.is_dir()}
 
 
 # %%
@@ -780,6 +846,8 @@ def _read_release(patient: str, frame: str, folder: _File, phase: str) -> Case:
     _check_echoes(scans, series)
     first = next(iter(series.values()))
     label = _read_ground(folder / "Ground", first.names, first.volume.shape[1:])
+    if dual:
+        _check_lengths(scans, series)
     channels = [_scaled(series[name].volume, scans / name) for name in wanted]
     image = channels[0] if len(channels) == 1 else np.stack(channels, 1)
     return Case(patient, frame, image, first.spacing_mm, first.affine, label=label, source=str(folder))
@@ -796,6 +864,17 @@ def _check_echoes(scans: _File, series: Mapping[str, Series]) -> None:
                             f"the grid of InPhase, {first.volume.shape} at {first.affine[:3, 3].round(2)} mm")
 
 
+def _check_lengths(scans: _File, series: Mapping[str, Series]) -> None:
+    "Raise DataError if the other echo, which need not be there, has more slices: then one that is read lacks some."
+    for other in _PHASES["both"]:
+        count, (name, one) = len(_slice_files(scans / other)), next(iter(series.items()))
+        if count > len(one.names):
+            raise DataError(scans / name, f"{len(one.names)} slices beside {count} in {other}",
+                            "as many in both: is a slice missing?")
+
+
+# %%
+#| export
 def _scaled(volume: np.ndarray, where: _File) -> np.ndarray:
     "[Z,Y,X] float32 in [0,1]."
     try:
@@ -812,7 +891,7 @@ def _scaled(volume: np.ndarray, where: _File) -> np.ndarray:
 def _conversion(root: Path) -> dict[int, dict[str, Path]]:
     "Number → image and label of the NIfTI conversion; empty where there is none."
     pairs: dict[int, dict[str, Path]] = {}
-    for path in sorted(root.glob("*.nii*")):
+    for path in in_folder(root):
         if match := _NIFTI.fullmatch(path.name):
             pairs.setdefault(int(match[2]), {})[match[1]] = path
     return pairs if any("image" in pair for pair in pairs.values()) else {}
@@ -827,7 +906,7 @@ def _read_conversion(patient: str, frame: str, pair: dict[str, Path]) -> Case:
                         "image_NN.nii.gz and label_NN.nii.gz")
     (volume, scan), (values, mask) = (read_nifti(pair[kind]) for kind in ("image", "label"))
     _check_same_grid(pair["label"], mask, scan, True)
-    grid = Grid.of(scan, **_READING)
+    grid = Grid.of(scan, _READING["axis"])
     volume, values = (np.ascontiguousarray(grid.take(array.T)) for array in (volume, values))
     label = _as_classes(values, pair["label"], [(n, n) for n in range(1, len(CHAOS_CLASSES))])
     return Case(patient, frame, _scaled(volume, pair["image"]), grid.spacing_mm, grid.affine, label=label,

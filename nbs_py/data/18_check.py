@@ -32,9 +32,9 @@ import pandas as pd
 
 from attenscribble.basics.errors import DataError, named_place
 from attenscribble.data.folder import (
-    Folder, Labels, ScanFiles, complete_patients, count_values, make_folds, matching_grid, open_folder, patients_of,
-    scale_file)
-from attenscribble.data.grid import Grid, placed, three_axes
+    Folder, Labels, ScanFiles, complete_patients, count_values, grouped, low_contrast, make_folds, matching_grid,
+    open_folder, patients_of, scale_file, scan_remarks)
+from attenscribble.data.grid import Grid, three_axes
 from attenscribble.data.scans import read_nifti
 
 # %%
@@ -57,7 +57,9 @@ my_scans = Path(tempfile.mkdtemp()) / "my-scans"
 def put(kind, name, volume, affine=AFFINE):
     "Write [Z,Y,X] into the folder."
     (my_scans / kind).mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(volume.T), affine), my_scans / kind / f"{name}.nii.gz")
+    scan = nib.Nifti1Image(np.ascontiguousarray(volume.T), affine)
+    scan.header.set_xyzt_units("mm")
+    nib.save(scan, my_scans / kind / f"{name}.nii.gz")
 
 def as_drawn(heart):
     "Values as ITK-SNAP has them: 0 not drawn, background drawn as 4."
@@ -69,6 +71,7 @@ def as_drawn(heart):
 #
 # Six hearts, five of them spoilt in ways that happen: the scribble is saved on a shifted grid; one stroke has a value
 # without a name; one voxel has the value ten million; nothing is drawn; a name is misspelt. The report finds each.
+# (`robust=False` scales as chapter 11 does; the default takes no notice of a single voxel.)
 # (`check` comes from the finished module; the chapter builds it.)
 
 # %%
@@ -90,7 +93,7 @@ bright[0, 0, 0] = 1e7
 put("images", "patient004", bright)
 put("scribbles", "patient005", 0 * as_drawn(HEARTS[4]))
 (my_scans / "scribbles" / "patient006.nii.gz").rename(my_scans / "scribbles" / "patient06.nii.gz")
-report = check(my_scans)
+report = check(my_scans, robust=False)
 print(str(report).replace(str(my_scans), "my-scans"))
 assert sound.fine and len(report.problems) == 4 and len(report.remarks) == 2
 
@@ -144,18 +147,6 @@ def low_contrast_naive(scaled):
 assert low_contrast_naive([0, 1] + [0.5 + k / 10_000 for k in range(100)])
 assert not low_contrast_naive([k / 100 for k in range(101)])
 
-
-# %%
-#| export
-def low_contrast(
-    scaled: np.ndarray,  # [...] in [0,1]
-) -> bool:  # False for an image of one value
-    "Whether nine tenths of the voxels above the lowest value share a twentieth of the range: outliers take the rest."
-    inside = scaled[scaled > scaled.min()]
-    low, high = np.quantile(inside, (0.05, 0.95)) if inside.size else (0.0, 1.0)
-    return bool(high - low < 0.05)
-
-
 # %%
 random = np.random.default_rng(0)
 for power in (1, 2, 40):
@@ -186,7 +177,6 @@ interact(lambda strength=100: plot_strengths((strength,)), strength=(1, 10_000))
 
 # %%
 #| export
-_LOW_CONTRAST = "nine tenths of the voxels share a twentieth of the range; robust=true cuts outliers at both ends"
 _ONE_PATIENT = ("if that is a patient, say so, or one patient may be trained on and tested on; patient='[^_]+' takes "
                 "what stands before the first _")
 
@@ -231,10 +221,8 @@ def _check_images(files: ScanFiles, opened: Folder, found: _Findings) -> Grid | 
             volume, scan = read_nifti(path, flat=True)
             grid = grid or Grid.of(scan, opened.options.axis)
             matching_grid(path, scan, grid, opened.options.check_affine)
-            if low_contrast(scale_file(path, volume, opened.options.clip, opened.options.robust)):
-                found.remarks.append(f"{path}: {_LOW_CONTRAST}")
-            if not placed(scan.header):
-                found.remarks.append(f"{path}: the header has no coordinates; the scan is taken as it lies")
+            scaled = scale_file(path, volume, opened.options.clip, opened.options.robust)
+            found.remarks += scan_remarks(path, scan, scaled, opened.options.robust)
         except DataError as error:
             found.problems.append(str(error))
     return grid
@@ -360,6 +348,7 @@ def check(
     found = _Findings([str(fault) for fault in opened.faults])
     for name, files in opened.scans.items():
         _check_scan(name, files, opened, found)
+    found.remarks[:] = grouped(found.remarks)
     labels = _find_labels(opened, found)
     _compare(opened, labels, found)
     table = pd.DataFrame.from_dict(found.rows, orient="index").fillna("")

@@ -28,6 +28,8 @@
 # attenscribble settings                   # every setting of a run: its default and what it means
 # attenscribble download chaos             # get a dataset, or go on with it, and verify it
 # attenscribble notebook train             # the notebook of a run, to work with in this folder
+# attenscribble pack acdc.pack.zip dataset=acdc    # a dataset in one file, which root= opens elsewhere
+# attenscribble grid workflow/phantom.toml # many runs: which are done, which are missing, how long they take
 #
 # attenscribble export-nnunet acdc $nnUNet_raw fold=1        # the same patients and strokes for nnU-Net
 # attenscribble score acdc masks fold=1 archive=results      # its masks as a row of our tables
@@ -301,6 +303,39 @@ def _download(given: argparse.Namespace) -> None:
 
 
 # %% [markdown]
+# ## Pack
+#
+# What was written is read again to the end before it is called written. A file that is there, which may be a scan, is not replaced unasked.
+
+# %%
+#| export
+def _pack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TO", help="the file, such as acdc.pack.zip")
+    parser.add_argument("words", nargs="*", metavar="NAME=VALUE or PATIENT",
+                        help="dataset, root or an option of the dataset, as for train; patients, all unless named")
+    parser.add_argument("--levels", type=_count, default=255, metavar="N",
+                        help="steps between black and white: fewer are smaller (255)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
+
+
+# %%
+#| export
+def _pack(given: argparse.Namespace) -> None:
+    from attenscribble.data.pack import pack, write_pack
+    from attenscribble.runs.config import Config
+    from attenscribble.runs.setup import resolve
+
+    if Path(given.target).expanduser().exists() and not given.overwrite:
+        raise DataError(given.target, "a file that is there already", "another name, or --overwrite")
+    patients = [word for word in given.words if "=" not in word]
+    dataset = resolve(Config(**_pairs([word for word in given.words if "=" in word]))).dataset
+    path = write_pack(dataset, given.target, patients=patients or None, levels=given.levels)
+    slices = [len(case.image) for case in pack(path).cases()]
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    print(f"{path}\n{size}, {len(slices)} scans, {sum(slices)} slices; read again to its end\n{pack(path).source}")
+
+
+# %% [markdown]
 # ## Out to nnU-Net and back
 #
 # The functions of [chapter 62](../reporting/62_nnunet.ipynb).
@@ -453,6 +488,41 @@ def _next_commands(name: str, path: Path) -> list[str]:
 
 
 # %% [markdown]
+# ## Many runs
+#
+# A [grid](../runs/57_grid.ipynb) is asked about before it runs. Each of its jobs is what `papermill train.ipynb` does, with the same notebook.
+
+# %%
+#| export
+def _grid_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a grid of runs in TOML: lists of settings, as chapter 57 says")
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="so many at a time, sharing the cores (1)")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--run", action="store_true", help="run what is missing; without it nothing runs")
+    ways.add_argument("--job", metavar="RUN", help="run this one alone, as a scheduler does")
+
+
+# %%
+#| export
+def _grid(given: argparse.Namespace) -> int:
+    from attenscribble.runs.grid import dry_run, job_named, read_grid, run_grid, run_job, state_of
+
+    grid = read_grid(given.file, look=not given.job)
+    if given.job:
+        print(run_job(job_named(grid, given.job), _original("train")))
+        return 0
+    rows, total = dry_run(grid, given.jobs)
+    if given.run:
+        print(total)
+        failed = run_grid(grid, _original("train"), jobs=given.jobs)
+        lines = [f"{len(failed)} of {len(grid.jobs)} jobs failed", *(f"{name}: {why}" for name, why in failed.items())]
+        return _stop("\n".join(lines), 1) if failed else 0
+    missing = any(state_of(job) != "done" for job in grid.jobs)
+    print(_columns(rows), total, *([f"Next: attenscribble grid {shlex.quote(given.file)} --run"] * missing), sep="\n")
+    return 0
+
+
+# %% [markdown]
 # ## All commands
 
 # %%
@@ -486,7 +556,10 @@ _COMMANDS = {
     "settings": _list(list_settings, "list the settings of a run: default and meaning"),
     "download": _Command("get a dataset and verify it; a download that was cut goes on", _download, _download_arguments,
                          "stopped; the same command goes on from there"),
+    "pack": _Command("write a dataset into one file, to be opened elsewhere", _pack, _pack_arguments),
     "notebook": _Command("write a notebook of the package into a folder", _notebook, _notebook_arguments),
+    "grid": _Command("say which of many runs are missing, and run them", _grid, _grid_arguments,
+                     "stopped; the same command goes on with what is missing"),
     "export-nnunet": _Command("write a fold of a dataset in nnU-Net's raw format", _export, _export_arguments),
     "score": _Command("score masks that were made elsewhere, as a training is scored", _score, _score_arguments),
 }
@@ -672,6 +745,17 @@ with tempfile.TemporaryDirectory() as folder:
 print(output.replace(folder, "…"))
 
 # %% [markdown]
+# The phantom in one file, and one patient of it.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    status, output, _ = command("pack", f"{folder}/toy.pack.zip", "data_patients=2", "data_side=48", "patient002")
+    assert status == 0 and " 2 scans, " in output
+    status, _, errors = command("pack", f"{folder}/toy.pack.zip", "data_patients=2")
+    assert status == 1 and "a file that is there already" in errors
+print(output.replace(folder, "…"))
+
+# %% [markdown]
 # A notebook of one's own. It is not replaced unasked.
 
 # %%
@@ -682,6 +766,17 @@ with tempfile.TemporaryDirectory() as folder:
     status, _, errors = command("notebook", "tables", folder)
     assert status == 1 and "a file that is there already" in errors
 print(output.replace(folder, "…"))
+
+# %% [markdown]
+# A grid of one job with a misspelt method: nothing runs, and the message names the file, the job and the nearest name.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder, "wrong.toml")
+    file.write_text('archive = "results"\nmethod = "our"\n', encoding="utf-8")
+    status, _, errors = command("grid", str(file), "--run")
+    assert status == 1 and "did you mean 'ours'?" in errors and len(list(Path(folder).iterdir())) == 1
+print(errors.replace(f"{folder}{os.sep}", ""))
 
 
 # %% [markdown]
@@ -716,6 +811,7 @@ exercise(check_statuses, my_statuses, solution=lambda: (1, 2, 0))
 # %% [markdown]
 # ## Recap
 #
-# `main` is the command `attenscribble`. Its lists come from the registries, its downloads from [chapter 21](../data/21_download.ipynb), `check` from
-# [chapter 18](../data/18_check.ipynb), `train` and `predict` from [chapter 80](80_front_door.ipynb), `export-nnunet` and `score` from
-# [chapter 62](../reporting/62_nnunet.ipynb). Surprise: to be quick, a command imports late.
+# `main` is the command `attenscribble`. Its lists come from the registries, its downloads from [chapter 21](../data/21_download.ipynb), `pack` from
+# [chapter 22](../data/22_pack.ipynb), `check` from
+# [chapter 18](../data/18_check.ipynb), `train` and `predict` from [chapter 80](80_front_door.ipynb), `grid` from
+# [chapter 57](../runs/57_grid.ipynb), `export-nnunet` and `score` from [chapter 62](../reporting/62_nnunet.ipynb). Surprise: to be quick, a command imports late.

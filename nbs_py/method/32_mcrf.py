@@ -566,7 +566,7 @@ def _walk_in_c(
 
 
 # %% [markdown]
-# On a GPU the walk is [one program in Triton](38_gpu.ipynb). Where that does not run, PyTorch's operations do, and a warning says so once.
+# On a GPU the walk is [one program in Triton](../basics/07_gpu.ipynb). Where that does not run, PyTorch's operations do, and a warning says so once.
 
 # %%
 #| export
@@ -581,8 +581,9 @@ def _walk_in_triton(
     if probs.device.type != "cuda" or probs.dtype != torch.float32 or not probs.numel() or device in _WITHOUT_TRITON:
         return None
     try:
-        from attenscribble.method.gpu import walk_on_gpu  # Triton takes long to import
-        return walk_on_gpu(probs, image, unlabelled, kernel)
+        from attenscribble.basics.gpu import walk_on_gpu  # Triton takes long to import
+        return walk_on_gpu(probs, image, unlabelled, kernel.radius, 1 / (2 * kernel.sigma_xy**2),
+                           1 / (math.sqrt(2) * kernel.sigma_i), kernel.mask_neighbours)
     except Exception as error:
         _WITHOUT_TRITON.add(device)
         warnings.warn(f"masked CRF: no Triton on {device}, a slower form runs: {str(error)[:300]}", stacklevel=2)

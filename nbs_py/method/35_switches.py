@@ -168,7 +168,9 @@ class NetSwitches(Switches):
 
 # %%
 #| export
-class MethodSwitches(NetSwitches, _ReachSwitches, _PceSwitches, _CrfSwitches, _SsaSwitches, _AslSwitches, _SelfSwitches):
+class MethodSwitches(
+    NetSwitches, _ReachSwitches, _PceSwitches, _CrfSwitches, _SsaSwitches, _AslSwitches, _SelfSwitches
+):
     "All switches that touch the method, under flat names."
 
 

@@ -33,7 +33,7 @@ from nibabel import Nifti1Image
 # %%
 #| export
 from attenscribble.basics.errors import DataError, named_place, one_of
-from attenscribble.basics.files import write_atomic, write_json
+from attenscribble.basics.files import read_json, write_atomic, write_json
 from attenscribble.data.datasets import SOURCES
 from attenscribble.data.scans import Case, Dataset, _check_same_grid, read_nifti
 from attenscribble.method.objective import METHODS
@@ -292,11 +292,11 @@ def check_nnunet(
     Names, `dataset.json` with consecutive labels and ignore above them all, as many images a case as channels, masks
     of the images' grid with declared values only, finite intensities, inner folds over cases that exist."""
     place = Path(place)
-    content = json.loads((place / "dataset.json").read_text())
+    content = read_json(place / "dataset.json")
     _check_description(place, content)
     masks = {path.name.removesuffix(".nii.gz"): path for path in sorted((place / "labelsTr").iterdir())}
     _check_images(place, content, masks)
-    for split in json.loads((place / "splits_final.json").read_text()):
+    for split in read_json(place / "splits_final.json"):
         if not split["train"] or not split["val"] or not {*split["train"], *split["val"]} <= set(masks):
             raise DataError(place / "splits_final.json", split, "cases of labelsTr on both sides")
     return len(masks)
@@ -421,7 +421,7 @@ def _read_predictions(
         one_of("values", values, MEANINGS)
     if not Path(named_place("MASKS", folder)).is_dir():
         raise DataError(folder, "no such folder", f"one with a mask of each test case of fold {fold}")
-    cases = {case.name: case for case in dataset.cases(dataset.split(fold)[1])}
+    cases = {case.name: case for case in dataset.cases(dataset.tested(fold))}
     files, left_out = _prediction_files(Path(folder), dataset, fold, [*cases])
     stored = {name: _read_prediction(files[name], case, dataset) for name, case in cases.items()}
     table = _meaning(Path(folder), {files[name]: mask for name, mask in stored.items()}, dataset, values)
@@ -443,7 +443,7 @@ def _prediction_files(
             raise DataError(path, f"a second mask of {name}", f"only {files[name]}")
     maps = {name for name in files if name not in cases and re.sub("_(probabilities|uncertainty)$", "", name) in (
         files.keys() - {name})}
-    trains = dataset.split(fold)[0]
+    trains = [patient for patient in dataset.patients if patient not in dataset.tested(fold)]
     trained = {name for name in files if name not in cases and any(f"{name}_".startswith(f"{p}_") for p in trains)}
     left_out = sorted(maps | trained)
     for what, names in (("no mask of", {*cases} - files.keys()), ("a mask of", files.keys() - {*cases, *left_out})):
@@ -664,4 +664,4 @@ exercise(check_refused, attempt_refused, solve_refused)
 #
 # `export_nnunet` writes a fold for nnU-Net, `check_nnunet` checks a folder against its rules, `score_predictions` gives
 # masks from anywhere the form of a result, so that [the tables](60_tables.ipynb) show them. Surprising: of our intensity
-# scaling, all but the cut disappears in nnU-Net's normalisation.
+# scaling, all but the cut disappears in nnU-Net's normalisation. [Next](63_statistics.ipynb): which differences between rows are real.

@@ -110,6 +110,7 @@ class WhatSettings(Switches):
     dataset: str = Field("phantom", description="which data: phantom, acdc, wsl4mis, chaos, folder")
     method: str = Field("ours", description="a registered method; `attenscribble methods` lists them")
     fold: int = Field(1, ge=1, description="test fold, counted from 1")
+    hold_out: str = Field("", description="training patients tested instead of the test fold: a, b or a..b")
     seed: int = Field(2022, ge=0, description="of weights, batches, augmentation and dropout (2022: released)")
     profile: Literal["smoke", "mini", "fast", "paper"] = Field("smoke", description="how much to compute")
     preset: Literal["paper", "released"] = Field("paper", description="the paper's text, or its released code")

@@ -19,10 +19,13 @@
 
 # %%
 #| export
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from attenscribble.basics.errors import one_of
 from attenscribble.data.datasets import SOURCES, open_dataset
 from attenscribble.data.scans import Dataset
 from attenscribble.method.objective import Method, Objective
@@ -91,6 +94,42 @@ class Setup:
     precision: torch.dtype | None  # autocast type of the network; None: plain float32
 
 
+# %% [markdown]
+# To choose between settings by the scores of the test fold would be to learn from it. `hold_out` names patients of the training side that are tested
+# in its place: `"patient021..patient040"` or `"chaos33, chaos34"`. The fold's own test patients are not opened then.
+
+# %%
+#| export
+def with_held_out(
+    dataset: Dataset,  # with the fold
+    fold: int,  # whose training side is divided
+    named: str,  # patients, separated by commas; a..b: from a to b
+) -> Dataset:  # the same, but for what this fold trains and tests on
+    "Put some training patients in the place of the test fold. Raises ValueError for names that are not among them."
+    train = dataset.split(fold)[0]
+    held: list[str] = []
+    for part in re.split(r"[,\s]+", named.strip(", ")):
+        first, _, last = part.partition("..")
+        ends = [train.index(one_of("hold_out", name, train)) for name in (first, last or first)]
+        held += train[ends[0]:ends[1] + 1]
+    rest = tuple(patient for patient in train if patient not in held)
+    if not rest or not held:
+        raise ValueError(f"hold_out: found {named!r}, {len(held)} of {len(train)} training patients, expected some "
+                         "of them, and others left to train on")
+    return replace(dataset, folds=dataset.folds | {fold: tuple(dict.fromkeys(held))},
+                   trains=dataset.trains | {fold: rest})
+
+
+# %%
+hearts = with_held_out(phantom(patients=5), 1, "patient003..patient004")
+assert hearts.split(1) == (("patient002", "patient005"), ("patient003", "patient004"))
+try:
+    with_held_out(phantom(patients=5), 1, "patient001")
+    raise RuntimeError("a test patient was taken for a training patient")
+except ValueError as error:
+    print(error)
+
+
 # %%
 #| export
 def resolve(
@@ -99,10 +138,12 @@ def resolve(
 ) -> Setup:  # with the configuration that the run is named by
     "Look up what a configuration names. Raises what `open_dataset` raises, ValueError for a root that nothing reads."
     if dataset is None:
-        if config.root and not SOURCES[config.dataset].folders:
+        if config.root and not SOURCES[config.dataset].folders and not Path(config.root).is_file():  # a pack is a file
             raise ValueError(f"root: found {config.root!r}, expected none for the {config.dataset}; "
                              "dataset=folder reads it")
         dataset = open_dataset(config.dataset, config.root or None, **config.data)
+    if config.hold_out:
+        dataset = with_held_out(dataset, config.fold, config.hold_out)
     config = config.model_copy(update={"data": dataset.options | config.data})
     method, objective = method_and_terms(config)
     device = choose_device(config.device)

@@ -20,13 +20,16 @@
 
 # %%
 #| export
+import copy
+import errno
 import json
 import math
-import pickle
 import random
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,8 +56,8 @@ from attenscribble.basics.errors import DataError
 from attenscribble.basics.files import write_atomic
 from attenscribble.basics.notebook import terminal_bar
 from attenscribble.data.batches import Batch, SliceStore, batches, draw_augmentation
-from attenscribble.data.folder import drawn_slices
-from attenscribble.data.scans import Dataset
+from attenscribble.data.folder import drawn_slices, said
+from attenscribble.data.scans import Case, Dataset
 from attenscribble.method.objective import LossContext, attention_of
 from attenscribble.method.other_networks import build_network
 from attenscribble.method.pce import partial_cross_entropy
@@ -186,14 +189,21 @@ class Training:
         self,
         path: Path,  # of the checkpoint
     ) -> None:
-        "Write a checkpoint; the old one stays whole until the new one is."
-        write_atomic(path, partial(torch.save, _content(self)))
+        """Write a checkpoint; the old one stays whole until the new one is.
+
+        Raises FloatingPointError, and writes nothing, for what is not finite; OSError where there is no room."""
+        content = _content(self)
+        if fault := not_finite(content):
+            raise FloatingPointError(f"iteration {self.step}: found NaN or infinity in {fault}, expected numbers: "
+                                     f"{_DIVERGED}; no checkpoint is written, an earlier one stays")
+        _write(content, path)
 
     def load(
         self,
         path: Path,  # of the checkpoint
     ) -> None:
-        "Go on from a checkpoint. Raises ValueError when it belongs to other settings, DataError for what is none."
+        """Go on from a checkpoint. Raises ValueError when it belongs to other settings, DataError for what is none, is
+        damaged, or holds what is not finite."""
         _restore(self, path)
 
 
@@ -220,19 +230,130 @@ def _content(state: Training) -> dict[str, Any]:
 
 # %%
 #| export
+_DIVERGED = "the training has diverged; a lower lr or precision=float32 may help"
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    "A checkpoint's file. Raises OSError, naming file and room, where it cannot be written."
+    try:
+        write_atomic(path, partial(torch.save, content))
+    except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's own writer
+        why = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
+        raise OSError(getattr(error, "errno", None) or errno.EIO, f"not written ({why}; {free:,.0f} MiB free); an "
+                      "earlier checkpoint stays, the same command goes on from it", str(path)) from error
+
+
+# %% [markdown]
+# ### Never keep what is not finite
+#
+# One NaN among the weights makes every later answer NaN, and a run that has saved it cannot go on. So nothing is saved before all of it is known to be
+# finite: weights, momentum, teacher, average, and the validated best.
+
+# %%
+#| export
+def not_finite(
+    content: Any,  # a tensor, or dictionaries and lists with tensors in them
+) -> str:  # where it is, such as "model: head.weight"; empty where all is finite
+    "The first tensor that holds NaN or infinity. Asks each device once."
+    found = [(name, tensor) for name, tensor in _tensors(content) if tensor.is_floating_point() and tensor.numel()]
+    for device in dict.fromkeys(tensor.device for _, tensor in found):
+        here = [(name, tensor) for name, tensor in found if tensor.device == device]
+        finite = torch.stack([tensor.detach().isfinite().all() for _, tensor in here]).tolist()
+        if not all(finite):
+            return here[finite.index(False)][0]
+    return ""
+
+
+# %%
+#| export
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    "The tensors in something, with the names that lead to them."
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _tensors(value, f"{name}: {key}" if name else str(key))
+    elif isinstance(content, list | tuple):
+        for key, value in enumerate(content):
+            yield from _tensors(value, f"{name}: {key}")
+
+
+# %%
+kept = {"model": {"head.weight": torch.ones(2)}, "best": {"loss": 0.1, "model": [torch.tensor([1.0, float("inf")])]}}
+assert not_finite(kept) == "best: model: 0" and not_finite(kept["model"]) == ""
+
+# %% [markdown]
+# ### What is read back
+#
+# A checkpoint is a zip with a checksum for each of its members. PyTorch does not look at them: a flipped bit would be trained on. Checking all of them
+# takes a fraction of a second for a file of 20 MB.
+
+# %%
+#| export
+_WHOLE = ("checkpoint.pt of a run folder, whole; put back a copy, or train anew with resume=false")
+
+
+def _check_zip(path: Path | str) -> None:
+    "Raise DataError for a zip with a member that is not what was written; another error for no zip."
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise DataError(path, f"damage in {damaged}: its checksum differs", _WHOLE)
+
+
+# %%
+#| export
 def read_checkpoint(
     path: Path | str,  # of a checkpoint
     device: torch.device | str = "cpu",  # where its tensors go
     trust: str | Sequence[str] = (),  # modules that may be run if it names them, as `check_trust`
 ) -> dict[str, Any]:  # everything in it; "config" as a `Config`, "dataset" the dataset's facts, {} if it knows none
-    "A checkpoint's content. Raises DataError for what is no checkpoint, and for one that names code nobody trusts."
+    """A checkpoint's content, its checksums verified.
+
+    Raises DataError for what is no checkpoint, damaged, or unknown, and for one that names code nobody trusts."""
     try:
+        _check_zip(path)
         content = torch.load(path, map_location=device, weights_only=True, mmap=True)  # tensors are read when used
-        config, _ = content["config"], content["model"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(path, f"no checkpoint ({type(error).__name__})", "checkpoint.pt of a run folder") from error
+        config, model = dict(content["config"]), dict(content["model"])
+        facts, best = dict(content.get("dataset", {})), dict(content.get("best", {}))
+        known = (model, best["model"] if best else {}, content.get("average", {}))
+        if not all(isinstance(weight, Tensor) for part in known for weight in part.values()):
+            raise TypeError("weights")
+    except DataError:
+        raise
+    except Exception as error:  # whatever zip, pickle and PyTorch raise for bytes that are no checkpoint
+        raise DataError(path, f"no checkpoint ({type(error).__name__})", _WHOLE) from error
     check_trust(path, current_names(config), trust)
-    return content | {"config": Config(**current_names(config)), "dataset": content.get("dataset", {})}
+    return content | {"config": _settings_in(config, path), "dataset": facts, "best": best}
+
+
+# %%
+#| export
+def _settings_in(config: dict[str, Any], path: Path | str) -> Config:
+    "The settings of a checkpoint. Raises DataError for those of another version."
+    try:
+        return Config(**current_names(config))
+    except (ValueError, TypeError) as error:
+        found = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise DataError(path, f"settings that this version does not take ({found})",
+                        "a checkpoint of this version; train anew with resume=false") from error
+
+
+# %%
+#| export
+def fill(
+    module: nn.Module,  # a network; gets the weights
+    weights: Mapping[str, Tensor],  # a `state_dict`
+    path: Path | str,  # of the checkpoint they come from, for messages
+) -> None:
+    "Load weights. Raises DataError for those of another network, and for some that are not finite."
+    if fault := not_finite(weights):
+        raise DataError(path, f"NaN or infinity in {fault}", f"numbers: {_DIVERGED}: train anew with resume=false")
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise DataError(path, f"weights of another network ({' '.join(lines[1:3]) or lines[0]})", _WHOLE) from error
 
 
 # %%
@@ -245,7 +366,22 @@ def _restore(state: Training, path: Path) -> None:
         raise ValueError(f"{path}: found a checkpoint of {found}, expected {state.config.run_id}")
     if content["dataset"].get("version", "") != state.setup.dataset.facts().get("version", ""):
         raise ValueError(f"{path}: the data has changed since this checkpoint; resume=false trains anew")
-    state.model.load_state_dict(content["model"])
+    if fault := not_finite(content):
+        raise DataError(path, f"NaN or infinity in {fault}", f"numbers: {_DIVERGED}, with resume=false it starts anew")
+    try:
+        _take(state, content, path)
+    except DataError:
+        raise
+    except Exception as error:  # a part that is missing, or of another form
+        raise DataError(path, f"no checkpoint of this method ({type(error).__name__}: {error})", _WHOLE) from error
+
+
+# %%
+#| export
+def _take(state: Training, content: dict[str, Any], path: Path) -> None:
+    "What a checkpoint holds becomes the state."
+    device = state.setup.device
+    fill(state.model, content["model"], path)
     state.optimiser.load_state_dict(content["optimiser"])
     for name, part in _companions(state).items():
         part.load_state_dict(content[name])
@@ -310,9 +446,38 @@ def make_store(
 ) -> SliceStore:  # of the slices that somebody drew on
     "All slices of some patients on the device, with the target that the method learns from."
     dataset, target = setup.dataset, setup.method.target
-    drawn = (drawn_slices(case, target, dataset.ignore) for case in dataset.cases(patients))
+    drawn = (drawn_slices(case, target, dataset.ignore) for case in said(_all_readable(dataset, patients)))
     return SliceStore((case for case in drawn if case is not None), classes=dataset.classes, ignore=dataset.ignore,
                       target=target, channels=dataset.channels, device=setup.device)
+
+
+# %%
+#| export
+def _all_readable(dataset: Dataset, patients: Iterable[str]) -> Iterator[Case]:
+    "The cases of some patients. Raises one DataError for all that cannot be read, once each was tried."
+    faults: list[DataError] = []
+    for patient in patients:
+        try:
+            cases = list(dataset.cases([patient]))
+        except DataError as error:
+            faults.append(error)
+        else:
+            yield from () if faults else cases
+    raise_all(faults)
+
+
+# %%
+#| export
+def raise_all(
+    faults: Sequence[DataError],  # of several files; may be none
+) -> None:
+    "Raise one DataError for several: a line for each of the first twenty."
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        more = [f"… and {len(faults) - 20} more"] if len(faults) > 20 else []
+        lines = "\n  ".join([*map(str, faults[:20]), *more])
+        raise DataError(f"{len(faults)} faults in the data:\n  {lines}")
 
 
 # %%
@@ -400,8 +565,9 @@ def side_by_side(
 # ## The loop
 #
 # Six lines do the work: draw a batch, ask for its loss, clear, backpropagate, step. A method's guessed labels may refresh before, its teacher follows
-# after. Everything else watches. Values are read from the device only when a row of the log is due, so the loop never waits for a print. Of several
-# processes, number 0 writes.
+# after. Everything else watches. Values are read from the device only when a row of the log or a checkpoint is due, so the loop never waits for a print;
+# then all losses since the last time are looked at, and the first that is no number stops the run before anything is saved. Of several processes,
+# number 0 writes.
 
 # %%
 #| export
@@ -440,10 +606,12 @@ def continue_training(
 ) -> Training:  # the same, at the last iteration
     """Train a method on the training side of a fold, from the folder's checkpoint if there is one and `resume` says so.
 
-    Raises FloatingPointError when the loss is no number, ValueError when a batch is too small for its processes."""
+    Raises FloatingPointError, naming iteration and slices, when the loss or a weight is no number; ValueError when a
+    batch is too small for its processes or for the network's batch norm; DataError for all files that cannot be read.
+    """
     setup, config = state.setup, state.config
     store, watchers = _prepared(state, folder, watch)
-    step_of = side_by_side(Step(state), setup.device)
+    step_of, recent = side_by_side(Step(state), setup.device), Recent(store.names)
     clock = time.perf_counter() - state.seconds
     with Progress(state) as progress:
         for step, index in numbered_batches(len(store), config, state.step):
@@ -453,16 +621,30 @@ def continue_training(
             if state.teacher is not None:
                 state.teacher.follow(state.model, step)  # type: ignore[operator]  # a teacher's method
             state.step, last = step + 1, step + 1 == config.iterations
-            if last or state.step % config.log_every == 0:
+            recent.add(state.step, index, terms)
+            due, saving = (last or state.step % every == 0 for every in (config.log_every, config.eval_every))
+            if due or saving:
+                values = recent.read()
                 state.seconds = time.perf_counter() - clock
-                progress.row(terms)
+            if saving and (fault := not_finite(_learnt(state))):
+                raise FloatingPointError(f"iteration {state.step}: found NaN or infinity in {fault} after a step on "
+                                         f"{recent.names_of(index)}, expected numbers: {_DIVERGED}")
+            if due:
+                progress.row(values)
                 for watcher in watchers:
                     watcher(state)
-            if folder and rank() == 0 and (last or state.step % config.eval_every == 0):
-                state.seconds = time.perf_counter() - clock
+            if folder and rank() == 0 and saving:
                 state.save(folder / "checkpoint.pt")
                 write_log(state.log, folder / "log.csv")
     return state
+
+
+# %%
+#| export
+def _learnt(state: Training) -> dict[str, Any]:
+    "What a step may have changed."
+    parts: dict[str, Any] = {"model": state.model, "optimiser": state.optimiser} | _companions(state)
+    return {name: part.state_dict() for name, part in parts.items()}
 
 
 # %%
@@ -478,6 +660,7 @@ def _prepared(
     if method.pseudo:
         with in_turn():
             state.pseudo = method.pseudo(store, state.setup.objective.options, config.size)
+    check_lone_slices(state, store)
     if folder and config.resume and (folder / "checkpoint.pt").is_file():
         state.load(folder / "checkpoint.pt")
     watchers = [watch] if watch and rank() == 0 else []
@@ -521,6 +704,35 @@ def check_batches(
                          f"{slices} slices (batch: {config.batch}); choose another batch")
 
 
+# %% [markdown]
+# Batch norm needs two values for each channel. A batch of one slice has them, unless the network shrinks it to a single cell: the U-Net does at a size
+# of 16, networks with global pooling at any size. Then the run is refused before its first step. (Leaving the lone slice out would change what an epoch
+# is without a word.)
+
+# %%
+#| export
+def check_lone_slices(
+    state: Training,  # at its start, with its guessed labels
+    store: SliceStore,  # of all slices to train on
+) -> None:
+    "Raises ValueError when some batch is one slice and the network's batch norm cannot work on one."
+    slices, config = len(store), state.config
+    last = min(slices, slices % config.batch or config.batch)  # slices in the last batch of an epoch
+    ends_with_one = last == 1 and (config.batch == 1 or config.iterations >= math.ceil(slices / config.batch))
+    if not (ends_with_one or getattr(state.pseudo, "batch", 0) == 1) or world_size() > 1:
+        return
+    device, side = state.setup.device, config.size
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            copy.deepcopy(state.model).train()(torch.zeros(1, store.channels, side, side, device=device))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        found = f"1 of {slices} slices in the last batch of an epoch" if ends_with_one else "1 for the guessed labels"
+        raise ValueError(f"batch: found {found} at size {side}, where the network has maps of a single cell and batch "
+                         "norm needs two values, expected another batch or a larger size") from None
+
+
 # %%
 #| export
 def numbered_batches(
@@ -548,6 +760,9 @@ class Validation:
         if state.step % state.config.eval_every and state.step != state.config.iterations:
             return
         loss = validation_loss(state, self.store)
+        if not math.isfinite(loss):  # no later one would be below it
+            raise FloatingPointError(f"iteration {state.step}: the validation loss is {loss}, expected a number: "
+                                     f"{_DIVERGED}")
         state.log[-1]["validation"] = loss
         if not state.best or loss < state.best["loss"]:
             tested = state.average.network if state.average else state.model
@@ -558,7 +773,7 @@ class Validation:
 # %%
 #| export
 class Progress:
-    "A bar with every loss term and the time left; rows of the log; the check that the loss is a number."
+    "A bar with every loss term and the time left; rows of the log."
 
     def __init__(
         self,
@@ -575,10 +790,10 @@ class Progress:
 
     def row(
         self,
-        terms: dict[str, Tensor],  # name → [] on the device: this process's share
+        values: dict[str, float],  # the loss terms, of `Recent.read`
     ) -> None:
-        "Log the terms: the shares of all processes together."
-        values, state = _read_terms(terms, self.state.step), self.state
+        "Log the terms."
+        state = self.state
         rate = state.optimiser.param_groups[0]["lr"]
         self.show({"step": state.step, "seconds": state.seconds, "lr": rate, **values})
 
@@ -602,12 +817,52 @@ class Progress:
 
 # %%
 #| export
-def _read_terms(terms: dict[str, Tensor], step: int) -> dict[str, float]:
-    "The terms of a batch, read from the device in one transfer. Raises FloatingPointError when the loss is no number."
-    shares = all_reduce(torch.stack([t.float() for t in terms.values()]))
-    values = dict(zip(terms, shares.tolist(), strict=True))
-    if not math.isfinite(values["loss"]):
-        raise FloatingPointError(f"iteration {step}: the loss is {values['loss']}; terms: {values}")
+class Recent:
+    "The losses since they were last looked at, still on the device, and the slices of each batch."
+
+    def __init__(
+        self,
+        names: Sequence[str],  # of the slices in the store
+    ) -> None:
+        self.names, self.terms = names, dict[str, Tensor]()
+        self.kept: list[tuple[int, Tensor, Tensor]] = []  # iteration, slices, this process's share of the loss
+
+    def add(
+        self,
+        step: int,  # number of the iteration
+        index: Tensor,  # [N] int64, its slices
+        terms: dict[str, Tensor],  # name → [] on the device: this process's share
+    ) -> None:
+        "Keep what an iteration gave; nothing is read."
+        self.terms = terms
+        self.kept.append((step, index, terms["loss"]))
+
+    def names_of(
+        self,
+        index: Tensor,  # [N] int64, some slices
+    ) -> str:  # their names
+        "The slices of a batch, for a message."
+        return ", ".join(self.names[number] for number in index.tolist())
+
+    def read(self) -> dict[str, float]:  # the terms of the last batch, over all processes
+        "One transfer from the device. Raises FloatingPointError, with its slices, at the first loss that is no number."
+        return _read_recent(self)
+
+
+# %%
+#| export
+def _read_recent(recent: Recent) -> dict[str, float]:
+    "The terms of the last batch, once all losses are known to be numbers."
+    kept, recent.kept = recent.kept, []
+    shares = (all_reduce(torch.stack([t.float() for t in terms]))
+              for terms in (recent.terms.values(), [loss for *_, loss in kept]))
+    numbers = torch.cat(list(shares)).tolist()
+    values, losses = dict(zip(recent.terms, numbers, strict=False)), numbers[len(recent.terms):]
+    for (step, index, _), loss in zip(kept, losses, strict=True):
+        if not math.isfinite(loss):
+            terms = f"; terms: {values}" if step == kept[-1][0] else ""
+            raise FloatingPointError(f"iteration {step}: the loss is {loss} on {recent.names_of(index)}, expected a "
+                                     f"number: {_DIVERGED}{terms}")
     return values
 
 
@@ -664,6 +919,8 @@ def train_in_processes(
     if state.setup.device.type == "cuda" and wanted > there:
         raise ValueError(f"devices: found {wanted}, expected at most {there}, as there are GPUs; device=cpu trains "
                          "without them")
+    if state.config.resume and (folder / "checkpoint.pt").is_file():
+        state.load(folder / "checkpoint.pt")  # what cannot be gone on from is said here, before any process starts
     code = (f"import os, sys; from {train_part.__module__} import train_part; train_part(sys.argv[1])\n"
             "sys.stdout.flush(); sys.stderr.flush(); os._exit(0)")  # at an ordinary exit PyTorch's threads may abort
     with Progress(state) as progress:

@@ -45,14 +45,14 @@ from attenscribble import __version__
 from attenscribble.basics.errors import DataError, named_place
 from attenscribble.basics.files import write_atomic
 from attenscribble.data.batches import resize_image, resize_labels
-from attenscribble.data.folder import group_modalities, list_nifti, read_scan
+from attenscribble.data.folder import group_modalities, list_nifti, read_scan, said
 from attenscribble.data.scans import Case
 from attenscribble.method.objective import method_named
 from attenscribble.method.other_networks import build_network
 from attenscribble.runs.config import Config
 from attenscribble.runs.setup import choose_device, choose_precision
 from attenscribble.runs.setup import resolve
-from attenscribble.runs.training import Training, read_checkpoint
+from attenscribble.runs.training import Training, fill, read_checkpoint
 
 # %%
 import tempfile
@@ -639,7 +639,7 @@ def load_network(
         raise DataError(path, "no word on its dataset", "a checkpoint of this version: train again with resume=false")
     model = build_network(method_named(config.method), facts.get("channels", 1), classes or len(facts["class_names"]),
                           config)
-    model.load_state_dict(_tested_weights(content))
+    fill(model, _tested_weights(content), path)
     model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
     return TrainedNetwork(model, config, facts, choose_precision(config.precision, target))
 
@@ -830,7 +830,8 @@ def _segment_scan(network: TrainedNetwork, images: Sequence[Path], files: dict[s
     "Write a scan's mask, and its maps where they are asked for; the reason where the scan cannot be segmented."
     maps = "probabilities" in files or "uncertainty" in files
     try:
-        case, note = read_scan(images, **network.facts["reading"]), notes.of(images)
+        reading = {"robust": False} | network.facts["reading"]  # a checkpoint that says nothing is older
+        (case,), note = said([read_scan(images, **reading)]), notes.of(images)
         found = network.segment(case.image, probabilities=maps, **options)
     except Exception as error:  # whatever it is, the other scans have done nothing wrong
         text = " ".join(str(error).split())

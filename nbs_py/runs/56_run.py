@@ -49,6 +49,7 @@ from attenscribble.basics.files import project_root, write_json
 from attenscribble.basics.native import native
 from attenscribble.basics.notebook import terminal_bar
 from attenscribble.data.batches import resize_image
+from attenscribble.data.folder import said
 from attenscribble.data.scans import Case, Dataset
 from attenscribble.method.objective import attention_of
 from attenscribble.method.ssa import SpatialSelfAttention, attention_maps, plot_attention
@@ -228,10 +229,10 @@ def segment_fold(
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:  # masks and scores by case
     "Predict and save every test volume; score it, unless the dataset is not scored."
     dataset, config = setup.dataset, setup.config
-    patients = dataset.split(config.fold)[1]
+    trained, patients = dataset.split(config.fold)
     masks, rows = {}, []
     with terminal_bar(desc="test volumes") as bar:
-        for case in tqdm(dataset.cases(patients), desc="test volumes"):
+        for case in tqdm(said(dataset.cases(patients), but=trained), desc="test volumes"):
             masks[case.name] = mask = network.segment(case.image, device=setup.device)
             if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
                 save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)

@@ -11,21 +11,17 @@
 #
 # > The masked CRF once more, for cards that start a thousand small programs more slowly than they run them.
 #
-# Why does a loss that costs a GPU a tenth of a millisecond of arithmetic take four? In PyTorch's operations [the masked CRF](32_mcrf.ipynb) is six
+# Why does a loss that costs a GPU a tenth of a millisecond of arithmetic take four? In PyTorch's operations [the masked CRF](../method/32_mcrf.ipynb) is six
 # programs for each of 60 offsets, and to start 360 programs takes the CPU longer than the GPU needs to run them. This chapter writes the walk as
 # one program.
 
 # %%
-#| default_exp method.gpu
+#| default_exp basics.gpu
 
 # %%
 #| export
-import math
-
 import torch
 from torch import Tensor
-
-from attenscribble.method.mcrf import Affinity
 
 # %%
 #| export
@@ -39,7 +35,7 @@ except ImportError:  # PyTorch for CPUs comes without it
 import os
 
 from attenscribble.basics.checking import exercise
-from attenscribble.method.mcrf import _half_window, _walk
+from attenscribble.method.mcrf import Affinity, _half_window, _walk
 
 # %% [markdown]
 # ## How many launches?
@@ -55,7 +51,7 @@ assert offsets == 60
 # %% [markdown]
 # ## The program
 #
-# It is the double loop of [chapter 32](32_mcrf.ipynb) in [Triton](https://triton-lang.org), a language for kernels that PyTorch for GPUs brings along.
+# It is the double loop of [chapter 32](../method/32_mcrf.ipynb) in [Triton](https://triton-lang.org), a language for kernels that PyTorch for GPUs brings along.
 # Each copy of the program takes `BLOCK` neighbouring pixels $p$ of one image and walks their windows: the classes lie along one axis of a small tile,
 # the pixels along the other. What it hands back is the gradient of each pixel and one energy for each block.
 
@@ -109,7 +105,10 @@ def walk_on_gpu(
     probs: Tensor,  # [N,C,H,W] float32
     image: Tensor,  # [N,K,H,W] float
     unlabelled: Tensor,  # [N,1,H,W] bool: Ω_U
-    kernel: Affinity,  # of the masked CRF
+    radius: int,  # pixels: the window is 2·radius+1 wide
+    per_area: float,  # 1/2σ² of the distance in pixels
+    per_step: float,  # 1/√2σ of the difference in intensity
+    both: bool,  # p and q both in Ω_U, or p alone
 ) -> tuple[Tensor, Tensor]:  # [N] the pair sums of each image, [N,C,H,W] their gradient in `probs`
     "The pair sums of the masked CRF and their gradient in one launch. Raises what Triton raises where it is not there."
     (count, classes, height, width), modalities = probs.shape, image.shape[1]
@@ -117,9 +116,8 @@ def walk_on_gpu(
     probs, image, free = probs.contiguous(), image.float().contiguous(), unlabelled.contiguous().view(torch.uint8)
     energy, gradient = probs.new_empty(count, blocks), torch.empty_like(probs)
     pair_energy[(blocks, count)](
-        probs, image, free, energy, gradient, height, width, blocks, 1 / (2 * kernel.sigma_xy**2),
-        1 / (math.sqrt(2) * kernel.sigma_i), RADIUS=kernel.radius, CLASSES=classes,
-        ROWS=triton.next_power_of_2(classes), MODALITIES=modalities, BOTH=kernel.mask_neighbours, BLOCK=_PIXELS)
+        probs, image, free, energy, gradient, height, width, blocks, per_area, per_step, RADIUS=radius, CLASSES=classes,
+        ROWS=triton.next_power_of_2(classes), MODALITIES=modalities, BOTH=both, BLOCK=_PIXELS)
     return energy.sum(1), gradient
 
 
@@ -134,9 +132,9 @@ def largest_gap(radius=2, mask_neighbours=True):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draw = torch.Generator().manual_seed(0)
     probs, image = torch.randn(2, 3, 12, 17, generator=draw).softmax(1), torch.rand(2, 1, 12, 17, generator=draw)
-    free, kernel = torch.rand(2, 1, 12, 17, generator=draw) > 0.2, Affinity(radius, 3.0, 0.1, mask_neighbours)
-    inputs = probs.to(device), image.to(device), free.to(device), kernel
-    pairs = zip(walk_on_gpu(*inputs), _walk(*inputs, True), strict=True)
+    inputs = [x.to(device) for x in (probs, image, torch.rand(2, 1, 12, 17, generator=draw) > 0.2)]
+    found = walk_on_gpu(*inputs, radius, 1 / (2 * 3.0**2), 1 / (2**0.5 * 0.1), mask_neighbours)
+    pairs = zip(found, _walk(*inputs, Affinity(radius, 3.0, 0.1, mask_neighbours), True), strict=True)
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
 
 
@@ -166,5 +164,5 @@ exercise(check_bytes, attempt_bytes, solution=lambda images, classes, side: imag
 # %% [markdown]
 # ## Recap
 #
-# `walk_on_gpu` is the masked CRF's double loop as one launch. [Chapter 32](32_mcrf.ipynb) uses it on CUDA devices and falls back to PyTorch's
+# `walk_on_gpu` is the masked CRF's double loop as one launch. [Chapter 32](../method/32_mcrf.ipynb) uses it on CUDA devices and falls back to PyTorch's
 # operations, with a warning, where it does not run. Surprising: for a small loss the cost on a GPU is the number of launches, not what they compute.
