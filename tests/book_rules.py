@@ -30,6 +30,11 @@ def is_c(source: str) -> bool:
     return 'r"""' in source and re.search(r"static inline|void |double \w+\(", source) is not None
 
 
+def is_parameters(source: str) -> bool:
+    "Whether a cell holds nothing but the parameters of a notebook, a line each."
+    return all(re.match(r"\w+: \w+ = .*  # ", line) for line in source.splitlines())
+
+
 def exported(source: str) -> bool:
     "Whether a cell goes into the module."
     return re.match(r"#\|\s*export", source) is not None

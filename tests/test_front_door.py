@@ -31,7 +31,7 @@ from attenscribble.data.phantom import phantom
 from attenscribble.entry import commands
 from attenscribble.entry.commands import NOTEBOOKS, list_settings, main, write_notebook
 from attenscribble.entry.front_door import configure, predict, train
-from attenscribble.runs.config import Config
+from attenscribble.runs.config import OPEN, Config
 from attenscribble.runs.inference import save_volume
 from attenscribble.runs.training import read_checkpoint
 
@@ -225,7 +225,7 @@ def test_the_settings_are_those_of_a_run():
     lines = list_settings().splitlines()
     named = [line.split()[0] for line in lines]
     assert named[0] == "dataset" and len(named) == len(Config.model_fields) == len({*named})
-    assert {*named} - {*Config.model_fields} == {"lam_NAME", "start_NAME", "method_NAME", "data_NAME"}
+    assert {*named} - {*Config.model_fields} == {f"{start}_NAME" for start in OPEN}
     assert lines[named.index("fold")].split(maxsplit=2) == ["fold", "1", "test fold, counted from 1"]
 
 
@@ -358,7 +358,8 @@ def test_each_command_says_what_a_stop_means(monkeypatch, capsys):
     monkeypatch.setattr("attenscribble.entry.front_door.predict", stop)
     assert main(["download", "chaos"]) == 130 and main(["predict", "--checkpoint", "c", "in", "out"]) == 130
     said = capsys.readouterr().err.splitlines()
-    assert said == ["attenscribble: stopped; the same command goes on from there", "attenscribble: stopped"]
+    assert said == ["attenscribble: stopped; the same command goes on from there",
+                    "attenscribble: stopped; the same command goes on with the scans that have no mask"]
 
 
 # ---------------------------------------------------------------- a method of one's own, in the current folder
@@ -405,7 +406,10 @@ def test_an_idea_in_the_current_folder_trains_in_one_process_and_in_two_and_pred
     pd.testing.assert_frame_equal(logs[1], logs[2], rtol=2e-4, atol=1e-6)
     heart = phantom(patients=6, side=48, slices=4).read("patient006")[0]
     save_volume(heart.image, heart, tmp_path / "new" / "heart.nii.gz")
-    done = started(program, tmp_path, "predict", "--checkpoint", str(folder), "new", "masks")
+    predict = ["predict", "--checkpoint", str(folder), "new", "masks"]
+    done = started(program, tmp_path, *predict)
+    assert done.returncode == 1 and "which runs " in done.stderr and "--trust my_idea" in done.stderr
+    done = started(program, tmp_path, *predict, "--trust", "my_idea")
     assert done.returncode == 0 and done.stdout == "masks/heart.nii.gz\n", done.stderr
     assert nib.load(tmp_path / "masks" / "heart.nii.gz").shape == heart.shape[::-1]
 

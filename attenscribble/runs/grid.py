@@ -29,16 +29,12 @@ from threading import Event
 from typing import Any
 
 import pandas as pd
+import tomli
 import torch
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # %% ../../nbs/runs/57_grid.ipynb #1d90961f
 from ..basics.errors import DataError, did_you_mean, one_of
-from ..basics.files import project_root, write_json
+from ..basics.files import project_root, without_parts, write_json
 from ..method.other_networks import build_network
 from .config import OPEN, Config
 from .launch import _end
@@ -97,7 +93,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(file, "no such file", "a grid of runs")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomli.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bytes that are no text, too
         raise DataError(file, f"no TOML ({error})", 'lines such as method = ["pce", "ours"]') from None
 
@@ -350,7 +346,7 @@ def read_archive(
 ) -> dict[Path, dict[str, Any]]:  # by file
     "What lies in an archive. Raises DataError for a file that is no result."
     found = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in without_parts(Path(folder).glob("*.json")):
         try:
             found[path] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

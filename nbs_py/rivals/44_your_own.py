@@ -213,7 +213,8 @@ interact(lambda size=0.1: plot_sizes([size]), size=(0.02, 0.3, 0.02));
 # ```
 #
 # In Python it is `attenscribble.train("acdc", method="my_idea:size", method_largest=0.1)`. The checkpoint holds the
-# import path, so `attenscribble predict` works from the same folder.
+# import path. As a checkpoint may come from anybody, it does not decide what is run: from the same folder
+# `attenscribble predict --trust my_idea` gives your word for the module, in Python `trust="my_idea"`.
 #
 # **Check.** Two iterations on small phantoms, in one process and in two: each term has the same value. The batch of
 # five is divided into three and two images, so a mean of the processes' means would differ.

@@ -28,13 +28,13 @@
 # In a clone of the project such a file is there:
 #
 # ```bash
-# attenscribble grid workflow/phantom.toml                # which runs, which are done, how long the others take
-# attenscribble grid workflow/phantom.toml --run          # run what is missing, one after the other
-# attenscribble grid workflow/phantom.toml --run --jobs 2 # two at a time, each with half of the threads
+# attenscribble grid workflow/phantom.toml                 # which runs, which are done, how long the others take
+# attenscribble grid workflow/phantom.toml --run           # run what is missing, one after the other
+# attenscribble grid workflow/phantom.toml --run --jobs 2  # two at a time, each with half of the threads
 # ```
 #
-# The format is TOML: Python reads it without another package, an error has a line number, and what is a number or a text is plain to see. YAML
-# takes `off` for false and `1e-4` for text.
+# The format is TOML, as in `pyproject.toml`: an error has a line number, and what is a number or a text is plain to see. YAML takes `off` for false
+# and `1e-4` for text.
 
 # %%
 #| default_exp runs.grid
@@ -64,17 +64,13 @@ from threading import Event
 from typing import Any
 
 import pandas as pd
+import tomli
 import torch
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # %%
 #| export
 from attenscribble.basics.errors import DataError, did_you_mean, one_of
-from attenscribble.basics.files import project_root, write_json
+from attenscribble.basics.files import project_root, without_parts, write_json
 from attenscribble.method.other_networks import build_network
 from attenscribble.runs.config import OPEN, Config
 from attenscribble.runs.launch import _end
@@ -179,7 +175,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(file, "no such file", "a grid of runs")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomli.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bytes that are no text, too
         raise DataError(file, f"no TOML ({error})", 'lines such as method = ["pce", "ours"]') from None
 
@@ -558,7 +554,7 @@ def read_archive(
 ) -> dict[Path, dict[str, Any]]:  # by file
     "What lies in an archive. Raises DataError for a file that is no result."
     found = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in without_parts(Path(folder).glob("*.json")):
         try:
             found[path] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
