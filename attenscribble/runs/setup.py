@@ -7,11 +7,12 @@ __all__ = ['choose_device', 'choose_precision', 'Setup', 'resolve']
 
 # %% ../../nbs/runs/51_setup.ipynb #53810000
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from ..data.datasets import SOURCES, open_dataset
-from ..data.scans import Dataset
+from ..data.scans import Content, Dataset, content_of
 from ..method.objective import Method, Objective
 from .config import Config, method_and_terms
 
@@ -47,6 +48,11 @@ class Setup:
     objective: Objective  # the method's terms with the run's weights and starts
     device: torch.device
     precision: torch.dtype | None  # autocast type of the network; None: plain float32
+
+    @cached_property
+    def content(self) -> Content:
+        "What the fold trains on and tests, as hashes, when it was first asked for."
+        return content_of(self.dataset, self.config.fold)
 
 # %% ../../nbs/runs/51_setup.ipynb #bb17f818
 def resolve(

@@ -20,11 +20,12 @@
 # %%
 #| export
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from attenscribble.data.datasets import SOURCES, open_dataset
-from attenscribble.data.scans import Dataset
+from attenscribble.data.scans import Content, Dataset, content_of
 from attenscribble.method.objective import Method, Objective
 from attenscribble.runs.config import Config, method_and_terms
 
@@ -88,6 +89,11 @@ class Setup:
     objective: Objective  # the method's terms with the run's weights and starts
     device: torch.device
     precision: torch.dtype | None  # autocast type of the network; None: plain float32
+
+    @cached_property
+    def content(self) -> Content:
+        "What the fold trains on and tests, as hashes, when it was first asked for."
+        return content_of(self.dataset, self.config.fold)
 
 
 # %%
