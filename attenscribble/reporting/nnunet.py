@@ -21,6 +21,7 @@ from nibabel import Nifti1Image
 from ..basics.errors import DataError, named_place, one_of
 from ..basics.files import read_json, without_parts, write_atomic, write_json
 from ..data.datasets import SOURCES
+from ..data.folder import class_without_strokes
 from ..data.scans import Case, Dataset, _check_same_grid, read_nifti
 from ..method.objective import METHODS
 from .tables import summary_of
@@ -67,9 +68,13 @@ def _write_fold(new: Path, dataset: Dataset, fold: int, target: str, content: di
     (train, test), seen = dataset.split(fold), set[int]()
     cases: dict[str, list[str]] = {}
     for case in dataset.cases(train):
+        if dataset.version and getattr(case, target) is None:
+            continue  # in a user's own folder a patient may have scans without strokes
         cases.setdefault(case.patient, []).append(case.name)
         _write_images(case, new / "imagesTr")
         seen |= _write_target(case, dataset, target, new / "labelsTr")
+    if dataset.version and (fault := class_without_strokes(dataset, fold, target, seen)):
+        raise fault
     if absent := [name for class_id, name in enumerate(dataset.class_names) if class_id not in seen]:
         raise DataError(f"{dataset.name}: fold {fold}: {target}", f"no pixel of {', '.join(absent)}",
                         "every class in some training case: nnU-Net would never predict it")

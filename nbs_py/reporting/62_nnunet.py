@@ -35,6 +35,7 @@ from nibabel import Nifti1Image
 from attenscribble.basics.errors import DataError, named_place, one_of
 from attenscribble.basics.files import read_json, without_parts, write_atomic, write_json
 from attenscribble.data.datasets import SOURCES
+from attenscribble.data.folder import class_without_strokes
 from attenscribble.data.scans import Case, Dataset, _check_same_grid, read_nifti
 from attenscribble.method.objective import METHODS
 from attenscribble.reporting.tables import summary_of
@@ -136,7 +137,8 @@ np.testing.assert_allclose(standard(volume), standard(0.002 * volume - 0.3))
 # ## Export
 #
 # Everything is checked while it is written to a hidden folder; the folder gets its name when all is complete. A class
-# without a single stroke on the training side is refused: nnU-Net would learn never to predict it.
+# without a single stroke on the training side is refused, of a user's own folder in the words of `check` and `train`:
+# nnU-Net would learn never to predict it.
 
 # %%
 #| export
@@ -181,9 +183,13 @@ def _write_fold(new: Path, dataset: Dataset, fold: int, target: str, content: di
     (train, test), seen = dataset.split(fold), set[int]()
     cases: dict[str, list[str]] = {}
     for case in dataset.cases(train):
+        if dataset.version and getattr(case, target) is None:
+            continue  # in a user's own folder a patient may have scans without strokes
         cases.setdefault(case.patient, []).append(case.name)
         _write_images(case, new / "imagesTr")
         seen |= _write_target(case, dataset, target, new / "labelsTr")
+    if dataset.version and (fault := class_without_strokes(dataset, fold, target, seen)):
+        raise fault
     if absent := [name for class_id, name in enumerate(dataset.class_names) if class_id not in seen]:
         raise DataError(f"{dataset.name}: fold {fold}: {target}", f"no pixel of {', '.join(absent)}",
                         "every class in some training case: nnU-Net would never predict it")

@@ -58,7 +58,7 @@ from attenscribble.data.datasets import find_dataset
 from attenscribble.data.folder import Folder, matching_grid, open_folder, patients_of, said
 from attenscribble.data.grid import Grid
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import Case, Dataset, read_nifti
+from attenscribble.data.scans import Case, Dataset, content_id, read_nifti
 from attenscribble.method.objective import attention_of
 from attenscribble.method.ssa import SpatialSelfAttention, attention_maps, plot_attention
 from attenscribble.runs.config import Config
@@ -67,7 +67,8 @@ from attenscribble.runs.launch import process_group
 from attenscribble.runs.metrics import POLICIES, format_table, score_case, summarise
 from attenscribble.runs.setup import Setup, resolve
 from attenscribble.runs.training import (
-    Training, Watcher, checkpoint_bytes, continue_training, raise_all, start_training, train_in_processes)
+    Training, Watcher, check_same_data, checkpoint_bytes, continue_training, in_words, raise_all, start_training,
+    train_in_processes)
 
 # %%
 import tempfile
@@ -84,7 +85,7 @@ from attenscribble.basics.checking import exercise
 #
 # ```
 # runs/acdc-ours-fold1-seed2022-mini-1a2b3c4d/
-#     config.json  log.csv  checkpoint.pt  masks/*.nii.gz  prediction.png  attention.png  report.md  result.json
+#     config.json  log.csv  checkpoint.pt  masks/*.nii.gz  masks.json  prediction.png  attention.png  report.md  result.json
 # ```
 
 # %%
@@ -158,10 +159,11 @@ def _files(folder: Path) -> str:
 def headline(
     result: dict[str, Any],  # the content of a result.json
 ) -> str:  # one line
-    "Profile, checkpoint rule, seed, machine and size of the test fold."
+    "Profile, checkpoint rule, seed, machine, what was learnt from and the size of the test fold."
+    learnt = f"learnt from {in_words(result['trained_on'])}, " if result.get("trained_on") else ""
     return (f"profile {result['profile']}, preset {result['preset']}, seed {result['seed']}, "
-            f"checkpoint {result['checkpoint']}, {result['test_volumes']} test volumes of fold {result['fold']}, "
-            f"{result['machine']}")
+            f"checkpoint {result['checkpoint']}, {learnt}{result['test_volumes']} test volumes of fold "
+            f"{result['fold']}, {result['machine']}")
 
 
 # %% [markdown]
@@ -272,6 +274,64 @@ class _Look:
                             "(data_spacing: a json or a folder of NIfTI scans) or score DSC only (hd95=false)")
 
 
+# %% [markdown]
+# **Nothing of another run's data.** Two folders of data can give runs of one name, such as ACDC with the scribbles of
+# two experts: the hash of the data in a result tells them apart, and the archive never replaces one by the other. A
+# training that begins anew removes the masks that the last one left in its folder: those that stand in its list, and no
+# other file.
+
+# %%
+#| export
+def check_archive(
+    setup: Setup,  # of the run
+) -> None:
+    "Raises DataError, before any training, where the archive holds a result of this name from other data."
+    if not setup.config.archive:
+        return
+    path = Path(setup.config.archive).expanduser() / f"{setup.config.run_id}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")).get("content", "")
+    except (OSError, ValueError, AttributeError):  # none there, or no result
+        return
+    if kept and kept != (now := content_id(setup.content)):
+        raise DataError(f"{path}: content", f"{kept}, a result of this name from other data", f"{now}, or another "
+                        "archive=… for this data")
+
+
+# %%
+#| export
+_LIST = "masks.json"  # in a run folder: the names of the masks that it wrote
+
+
+def _listed(folder: Path) -> list[str]:
+    "Names of the masks that runs wrote into a run folder; of one from 0.1, those of the scored volumes."
+    for name in (_LIST, "result.json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            names = content if name == _LIST else [row["case"] for row in content["cases"]]
+            return [case for case in dict.fromkeys(names) if isinstance(case, str) and Path(case).name == case]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
+
+
+def _list_mask(folder: Path, name: str) -> None:
+    "Note a mask's name before it is written."
+    if name not in (listed := _listed(folder)) or not (folder / _LIST).is_file():
+        write_json([*dict.fromkeys([*listed, name])], folder / _LIST)
+
+
+# %%
+#| export
+def clear_masks(
+    folder: Path,  # of a run that begins anew
+) -> None:
+    "Remove the masks that an earlier run of this name wrote, and no other file."
+    for name in _listed(folder):
+        (folder / "masks" / f"{name}.nii.gz").unlink(missing_ok=True)
+    (folder / _LIST).unlink(missing_ok=True)
+
+
 # %%
 #| export
 def _header_faults(setup: Setup, patient: str) -> Iterator[DataError]:
@@ -329,6 +389,7 @@ def segment_fold(
     with terminal_bar(desc="test volumes") as bar:
         for case in tqdm(said(dataset.cases(patients), but=trained), desc="test volumes"):
             masks[case.name] = mask = network.segment(case.image, device=setup.device)
+            _list_mask(folder, case.name)
             if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
                 save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)
             if dataset.scored:
@@ -382,6 +443,7 @@ def run_experiment(
     with process_group(config.device):
         setup = resolve(config)
         check_scorable(setup)
+        check_archive(setup)
         state = start_training(setup)  # settings that make no network are refused before there is a folder
         folder = writable_folder(run_folder(setup.config), room=3 * checkpoint_bytes(state))  # old, new, masks
         if setup.config.archive:
@@ -400,7 +462,11 @@ def run_experiment(
 #| export
 def _locked_run(state: Training, folder: Path, watch: Watcher | None) -> Outcome:
     "The run itself, inside its folder's lock."
-    setup = state.setup
+    setup, kept = state.setup, folder / "checkpoint.pt"
+    if setup.config.resume and kept.is_file():
+        check_same_data(state, kept)  # before config.json would name another root
+    else:
+        clear_masks(folder)
     write_json(setup.config.model_dump(), folder / "config.json")
     apart = setup.config.devices > 1 and world_size() == 1
     (train_in_processes if apart else continue_training)(state, folder, watch)
@@ -431,6 +497,7 @@ def _result(state: Training, rows: list[dict[str, Any]], volumes: int, seconds: 
         "train_seconds": round(state.seconds, 1), "test_seconds": round(seconds, 1),
         "precision": precision_name(state.setup.precision),
         "differences": {name: value for name, value in config.differences().items() if name in config.decisive},
+        "trained_on": state.learnt, "content": content_id(state.setup.content),
         "settings": config.decisive, "data_source": dataset.source, "software": software(), "last_log": state.log[-1],
         "scored": dataset.scored, "label_values": list(dataset.values), "cases": rows}
 
@@ -446,6 +513,7 @@ def _write(outcome: Outcome) -> None:
     folder, config = outcome.folder, outcome.config
     write_json(outcome.result, folder / "result.json")
     if config.archive:
+        check_archive(outcome.setup)
         write_json(outcome.result, Path(config.archive).expanduser() / f"{config.run_id}.json")
     text = "".join(f"    {line}".rstrip() + "\n" for line in f"{outcome.report()}\n{outcome.files()}".split("\n"))
     write_atomic(folder / "report.md", lambda new: new.write_text(text, encoding="utf-8"))
