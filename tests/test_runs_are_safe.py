@@ -31,8 +31,9 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 def tiny(**given) -> Config:
     "Settings of a run that takes seconds."
     defaults = {"iterations": 8, "batch": 4, "size": 32, "log_every": 4, "eval_every": 4, "method": "pce",
-                "data_patients": 5, "data_side": 48, "data_slices": 4, "precision": "float32"}
-    return Config(**defaults | given)
+                "precision": "float32"}
+    hearts = {"data_patients": 5, "data_side": 48, "data_slices": 4} if "dataset" not in given else {}
+    return Config(**defaults | hearts | given)
 
 
 @pytest.fixture(scope="module")
