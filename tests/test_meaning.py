@@ -145,6 +145,12 @@ def test_nan_can_be_said_to_be_not_drawn(tmp_path):
     np.testing.assert_array_equal(next(folder(root, map={"nan": 255}).cases()).scribble, heart()[2])
 
 
+def test_a_named_organ_that_no_label_shows_is_remarked_on(tmp_path):
+    root = make(tmp_path, label=lambda d, k: np.where(d == 2, 0, d).astype(np.uint8),
+                content={"labels": {"background": 0, "one": 1, "two": 2}, "ignore": 255})
+    assert any("strokes show two, and no dense label does" in line for line in check(root).remarks)
+
+
 # ---------------------------------------------------------------- strokes of patients with bare scans
 def frames(root: Path, bare=("p1_f1", "p2_f1"), labelled=()) -> Path:
     for p in range(3):
@@ -301,6 +307,14 @@ def test_predict_keeps_the_plane_of_the_training(tmp_path):
                       lambda *a, **k: seen.append(read_scan(*a, **k)) or seen[-1])
         predict_files(run.folder, tmp_path / "new/images", tmp_path / "masks")
     assert [case.grid.plane for case in seen] == ["axial"]
+
+
+def test_labels_keep_their_plane_too(tmp_path):
+    for name in "ab":
+        thin(tmp_path, name, (0.98, 0.98, 5), strokes=False)
+        save(tmp_path / f"labels/{name}.nii.gz", heart(z=40)[1], (0.98, 0.98, 5))
+    new = save(tmp_path / "new.nii.gz", heart(z=40)[0], (0.98, 0.98, 0.7))
+    assert read_scan([new], **folder(tmp_path).reading).grid.plane == "axial"
 
 
 def oblique(degrees):

@@ -601,6 +601,8 @@ def _prepared(
     "Slices to train on, guessed labels, the folder's checkpoint, and who watches."
     config, method = state.config, state.setup.method
     fit, held = training_patients(state.setup.dataset, config)
+    if folder:
+        _ = state.setup.content  # asked now: of the files as they are when they are read
     store = make_store(state.setup, fit, learnt := Learnt())
     if folder:
         _check_learnt(state, learnt, fit, rank() == 0)

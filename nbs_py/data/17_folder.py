@@ -1275,12 +1275,13 @@ def slicing_of(
     opened: Folder,  # of `open_folder`
     ignore: int,  # value of a voxel that is not drawn
 ) -> tuple[dict[str, str], tuple[float, float, float] | None]:  # scan → axis of its file; what `common_normal` says
-    "Across which axis each scan with strokes is cut, where the option `axis` leaves it open."
-    axes, normals = {}, []
-    for name, path in opened.masks("scribble").items():
-        if opened.options.axis == "auto" and (marks := opened.marks.get(path)) and (
-                scan := _header(opened.scans[name].images[0])):
-            axis = axis_by_strokes(scan, marks, ignore, opened.options.check_affine)
+    "Across which axis each scan that is learnt from is cut, where the option `axis` leaves it open."
+    axes, normals, strokes = {}, [], opened.masks("scribble")
+    for name, path in (strokes or opened.masks("label")).items() if opened.options.axis == "auto" else ():
+        marks, scan = opened.marks.get(path), _header(opened.scans[name].images[0])
+        if marks and scan:
+            axis = axis_by_strokes(scan, marks, ignore, opened.options.check_affine) if strokes else (
+                Grid.of(scan, "auto").axes[0])
             axes[name] = str(axis)
             normals += [_directions(scan)[:, axis]] if placed(scan.header) and 1 not in three_axes(scan.shape) else []
     return axes, common_normal(normals)

@@ -411,6 +411,13 @@ def _compare(opened: Folder, patients: dict[str, list[str]], labels: Labels | No
     if unused := [p for p, scans in patients.items() if p not in complete and any(s in labelled for s in scans)]:
         found.remarks.append(f"labels of {', '.join(unused[:5])}{' …' * (len(unused) > 5)} are not scored against: "
                              "only some of the patient's scans have one")
+    if labels and labelled and opened.masks("scribble"):
+        drawn, dense = (sum((found.counts[p] for p in opened.masks(kind).values() if p in found.counts), Counter())
+                        for kind in ("scribble", "label"))
+        if lacking := [name for name, value in zip(labels.names, labels.drawn, strict=True)
+                       if value != labels.drawn[0] and drawn[value] and not dense[value]]:
+            found.remarks.append(f"strokes show {', '.join(lacking)}, and no dense label does: where it is right, it is "
+                                 "scored as wrong, unless the labelled scans have none of it")
     starts = Counter(name.rpartition("_")[0] for name in opened.scans)
     if not opened.options.patient and len(starts) > 1 and max(starts.values()) > 1 and "" not in starts:
         found.remarks.append(f"several scans begin with {starts.most_common(1)[0][0]!r}: {_ONE_PATIENT}")
@@ -423,8 +430,8 @@ def _compare_planes(opened: Folder, found: _Findings) -> None:
     thin = {name: mm for name, mm in found.spacings.items() if mm[0] < 0.99 * max(mm)}
     for name, mm in thin.items():
         if opened.options.axis == "auto":
-            why = "its strokes lie" if name in found.axes else "the strokes of the other scans lie"
-            reason, cure = f"because {why} so", "axis=… takes another"
+            why = "its strokes lie so" if name in found.axes else "the scans that are learnt from are cut so"
+            reason, cure = f"because {why}", "axis=… takes another"
         else:
             reason, cure = f"because of axis={opened.options.axis}", "leave the option out to follow the strokes"
         found.remarks.append(f"{opened.scans[name].images[0]}: slices are {found.rows[name]['across']}, {mm[0]:.3g} mm "

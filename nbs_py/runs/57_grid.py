@@ -244,7 +244,9 @@ def _without_excluded(file: Path, content: Mapping[str, Any], wanted: list[_Want
     if not (isinstance(rules, list) and all(isinstance(rule, dict) and rule for rule in rules)):
         raise DataError(f"{file}: exclude", repr(rules), "tables with settings, each below its own [[exclude]]")
     out = [one for number, rule in enumerate(rules, 1) for one in _named(f"{file}: exclude {number}", rule, wanted)]
-    return [one for one in wanted if one not in out]
+    if not (kept := [one for one in wanted if one not in out]):
+        raise DataError(f"{file}: exclude", f"all {len(wanted)} jobs", "at least one that is left")
+    return kept
 
 
 # %%
@@ -264,7 +266,7 @@ def _named(where: str, rule: Mapping[str, Any], wanted: list[_Wanted]) -> list[_
 # ## All that is wrong, at once
 #
 # Nobody wants to learn on the second night that job 50 was misspelt. So every job becomes a [`Config`](50_config.ipynb) first, its dataset is
-# found, the first test volume of its fold is read and its network built, once for all jobs that share them.
+# found, the test volumes of its fold are read and its network is built, once for all jobs that share them.
 #
 # A job has to be the same run wherever it is started, or the machine that lists the jobs and the one that runs them would give them different
 # names. So folders in the file are seen from the file, and a profile that depends on the machine is refused.
@@ -292,14 +294,19 @@ class _Checks:
     "What was found for earlier jobs, by what was looked for."
 
     look: bool  # into the data, and at the network
-    passed: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
 
     def once(self, check: Callable[[], Any], *key: object) -> Any:
         "A check's result, from an earlier job if that was the same. Raises what the check raises."
         text = json.dumps(key, default=str)
-        if text not in self.passed:
-            self.passed[text] = check()
-        return self.passed[text]
+        if text not in self.known:
+            try:
+                self.known[text] = check()
+            except (ValueError, TypeError, OSError) as error:
+                self.known[text] = error
+        if isinstance(self.known[text], Exception):
+            raise self.known[text]
+        return self.known[text]
 
 
 # %%
