@@ -215,7 +215,8 @@ def make_store(
 ) -> SliceStore:  # of the slices that somebody drew on
     "All slices of some patients on the device, with the target that the method learns from."
     dataset, target = setup.dataset, setup.method.target
-    drawn = (drawn_slices(case, target, dataset.ignore) for case in said(dataset.cases(patients)))
+    cases = dataset.cases(patients)
+    drawn = (drawn_slices(case, target, dataset.ignore) for case in (cases if rank() else said(cases)))
     return SliceStore((case for case in drawn if case is not None), classes=dataset.classes, ignore=dataset.ignore,
                       target=target, channels=dataset.channels, device=setup.device)
 
