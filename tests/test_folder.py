@@ -137,7 +137,7 @@ def test_what_is_no_folder_of_scans(tmp_path):
     with pytest.raises(DataError, match="found no scribble and no label, expected scribbles/NAME"):
         folder(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match=r"dataset.json: found an unreadable file"):
+    with pytest.raises(DataError, match=r"dataset.json: found no JSON"):
         folder(tmp_path)
 
 

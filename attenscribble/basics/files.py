@@ -220,9 +220,11 @@ def read_json(
     "Read JSON. Raises DataError naming the file, for all that is no JSON, too deep, too large, or cannot be read."
     try:
         if (size := Path(path).stat().st_size) > _MOST_BYTES:
-            raise ValueError(f"{size:,} bytes")
+            raise ValueError(f"{size:,} bytes of it")
         content = json.loads(Path(path).read_bytes(), object_pairs_hook=_each_once)
         _check_depth(content)
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
+    except OSError as error:
         raise DataError(path, f"an unreadable file ({error})", expected) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise DataError(path, f"no JSON ({error})", expected) from None
     return content

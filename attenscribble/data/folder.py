@@ -269,9 +269,15 @@ def _check_classes(background: int, organs: set[int], ignore: int, where: object
 def _order(values: np.ndarray, clip: float) -> tuple[float, float]:
     "The percentiles 1 − clip and clip: values that are there, none between two of them."
     last = values.size - 1
-    ranks = int(np.floor((1 - clip) * last)), int(np.ceil(clip * last))
+    ranks = int((1 - clip) * last), int(np.ceil(clip * last))
     found = np.partition(values, ranks)
     return float(found[ranks[0]]), float(found[ranks[1]])
+
+
+def _shares_end(values: np.ndarray, value: np.number, clip: float) -> bool:
+    "Whether at least half as many voxels hold a value as would be cut at its end, and more than one."
+    count = np.count_nonzero(values == value)
+    return bool(count > 1 and 2 * count >= round((1 - clip) * values.size, 6))
 
 
 def _is_far(value: float, others: np.ndarray, clip: float) -> bool:
@@ -279,41 +285,37 @@ def _is_far(value: float, others: np.ndarray, clip: float) -> bool:
     low, high = _order(others, clip)
     return high > low and not 2 * low - high <= value <= 2 * high - low
 
-
-def _shares_end(values: np.ndarray, value: float, clip: float) -> bool:
-    "Whether at least half as many voxels hold a value as would be cut at its end, and more than one."
-    count = np.count_nonzero(values == value)
-    return bool(count > 1 and 2 * count >= round((1 - clip) * values.size, 6))
-
 # %% ../../nbs/data/17_folder.ipynb #40143d7c
 def _measured(values: np.ndarray, clip: float) -> tuple[np.ndarray, list[float]]:
     "What is left without fill values, and these."
     fills: list[float] = []
     common = _common(values)
     for end in ("common", *("least", "most") * 3):
-        value = float(values.min() if end == "least" else values.max() if end == "most" or common is None else common)
+        value = values.min() if end == "least" else values.max() if end == "most" or common is None else common
+        if value != common and not _shares_end(values, value, clip):
+            continue
         others = values[values != value]
         if 0 < others.size < values.size and others.min() < others.max() and (
-                value == common or (_shares_end(values, value, clip) and _is_far(value, others, clip))):
-            values, fills = others, [*fills, value]
+                value == common or _is_far(float(value), others, clip)):
+            values, fills = others, [*fills, float(value)]
     return values, fills
 
 
-def _common(values: np.ndarray) -> float | None:
+def _common(values: np.ndarray) -> np.number | None:
     "A value that a quarter of the voxels share; None if there is none. Such a value is one of the quartiles."
-    ranks = [values.size * k // 4 for k in (1, 2, 3)]
-    counts = {float(v): np.count_nonzero(values == v) for v in np.partition(values, ranks)[ranks]}
-    value = max(counts, key=lambda v: counts[v])
+    part = values[::max(1, values.size // 10**5)]  # where it is to be looked for; it is counted in all of them
+    counts = {value: np.count_nonzero(values == value) for value in np.unique(np.quantile(
+        part, np.arange(1, 10) / 10, method="nearest"))}
+    value = max(counts, key=lambda value: counts[value])
     return value if 4 * counts[value] >= values.size else None
 
 # %% ../../nbs/data/17_folder.ipynb #eed8be22
 def _limits(volume: np.ndarray, clip: float) -> tuple[float, float]:
     "What becomes 0 and what becomes 1."
     values, fills = _measured(volume.ravel(order="K"), clip)
-    low, high = _order(values, clip)
-    least, most = float(values.min()), float(values.max())
-    low = least if low == high or _shares_end(values, least, clip) else low
-    high = most if low == high or _shares_end(values, most, clip) else high
+    (low, high), least, most = _order(values, clip), values.min(), values.max()
+    low = float(least) if low == high or _shares_end(values, least, clip) else low
+    high = float(most) if low == high or _shares_end(values, most, clip) else high
     wide = high - low
     for value in fills:
         low = min(low, value if value > low - wide else low - wide / 8)

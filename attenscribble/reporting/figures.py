@@ -7,7 +7,6 @@ __all__ = ['Circle', 'circles', 'draw_circles', 'Anatomy', 'anatomy', 'plot_arch
            'dataset_of', 'plot_methods', 'picture_folder']
 
 # %% ../../nbs/reporting/61_figures.ipynb #9476f6f9
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from matplotlib.pyplot import subplots
 # %% ../../nbs/reporting/61_figures.ipynb #6ee125a7
 from ..basics.drawing import class_legend, draw, for_figure, panels
 from ..basics.errors import DataError
-from ..basics.files import project_root
+from ..basics.files import project_root, read_json
 from ..data.datasets import open_dataset
 from ..data.scans import Case, Dataset
 from ..method.ssa import AttendedLayer
@@ -338,10 +337,7 @@ def read_run(
 ) -> Run:  # what both files say
     "One run folder. Raises DataError for a missing or broken file."
     path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(path, f"no settings ({type(error).__name__})", "the JSON a run starts with") from None
+    settings = read_json(path, "the JSON a run starts with")
     if not isinstance(settings, dict) or not isinstance(settings.get("data"), dict):
         raise DataError(f"{path}: data", "nothing of the kind", "the options of the dataset")
     return Run(folder, settings, read_result(folder / "result.json"))

@@ -28,7 +28,7 @@ from scipy.stats import kendalltau
 # %% ../../nbs/reporting/60_tables.ipynb #01f5fa7f
 from ..basics.drawing import for_figure, for_markdown
 from ..basics.errors import DataError, one_of
-from ..basics.files import without_parts, write_atomic
+from ..basics.files import read_json, without_parts, write_atomic
 from ..basics.notebook import notebook_settings
 from ..method.objective import METHODS
 from ..runs.config import PLACES, current_names, default_settings
@@ -104,10 +104,7 @@ def read_result(
     path: Path,  # of a result file
 ) -> dict[str, Any]:  # what the run wrote, checked
     "One result file. Raises DataError for what is no JSON, and for a missing or impossible field."
-    try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(path, f"no JSON ({error})", "a result file, as a run writes it") from None
+    result = read_json(path, "a result file, as a run writes it")
     _check_fields(path, result, _FIELDS)
     if not result["cases"] and result.get("scored", True):
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")

@@ -295,7 +295,7 @@ def _take(state: Training, content: dict[str, Any], path: Path) -> None:
     if content["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(content["random"]["cuda"].cpu(), device)
 
-# %% ../../nbs/runs/53_training.ipynb #79db9db0
+# %% ../../nbs/runs/53_training.ipynb #c68ef134
 def check_same_data(
     state: Training,  # that is to go on
     path: Path,  # of its checkpoint
@@ -361,7 +361,8 @@ def make_store(
     dataset, target = setup.dataset, setup.method.target
 
     def drawn() -> Iterator[Case]:
-        for case in said(_all_readable(dataset, patients)):
+        cases = _all_readable(dataset, patients)
+        for case in cases if rank() else said(cases):
             used = drawn_slices(case, target, dataset.ignore, may_lack=bool(dataset.version))
             if learnt is not None:
                 learnt.add(used, target, dataset)
@@ -418,7 +419,7 @@ def in_words(
 assert in_words({"strokes": 64, "slices": 18, "scans": 5, "patients": 1}) == (
     "64 strokes on 18 slices of 5 scans of 1 patient")
 
-# %% ../../nbs/runs/53_training.ipynb #25c91c4c
+# %% ../../nbs/runs/53_training.ipynb #97f41739
 def _check_learnt(state: Training, learnt: Learnt, fit: tuple[str, ...], say: bool) -> None:
     "Say what is learnt from, with remarks. Raises DataError for a class without strokes in a user's own folder."
     setup, target = state.setup, state.setup.method.target
@@ -594,7 +595,7 @@ def _learnt(state: Training) -> dict[str, Any]:
     parts: dict[str, Any] = {"model": state.model, "optimiser": state.optimiser, **_companions(state)}
     return {name: part.state_dict() for name, part in parts.items()}
 
-# %% ../../nbs/runs/53_training.ipynb #40e966ca
+# %% ../../nbs/runs/53_training.ipynb #a81585bc
 def _prepared(
     state: Training, folder: Path | None, watch: Watcher | None
 ) -> tuple[SliceStore, list[Watcher]]:

@@ -118,8 +118,9 @@ class_legend(figure, ["background", "RV", "Myo", "LV", "value 7"], background=Tr
 # | a **problem** stops or spoils training | a **remark** is worth a look |
 # |---|---|
 # | a file that is broken, 4D, or no number per voxel | outliers that leave the rest little contrast |
-# | NaN, infinity, a constant image | a header without coordinates |
-# | a mask, or a modality, on another grid; a missing partner | a scan that is not cut across its largest spacing |
+# | a header that contradicts itself, or claims more than the file holds | a header without coordinates, or unit of length |
+# | NaN, infinity, a constant image | a scan that is not cut across its largest spacing |
+# | a mask, or a modality, on another grid; a missing partner | |
 # | a value without a name; values that need naming | names that look like several scans of one patient |
 # | a scribble of one value, or without an unannotated voxel | scans without any mask; labels that are not used |
 # | a fold without patients to train on | a fold that trains on one patient |

@@ -41,7 +41,7 @@ from scipy.stats import kendalltau
 #| export
 from attenscribble.basics.drawing import for_figure, for_markdown
 from attenscribble.basics.errors import DataError, one_of
-from attenscribble.basics.files import without_parts, write_atomic
+from attenscribble.basics.files import read_json, without_parts, write_atomic
 from attenscribble.basics.notebook import notebook_settings
 from attenscribble.method.objective import METHODS
 from attenscribble.runs.config import PLACES, current_names, default_settings
@@ -186,10 +186,7 @@ def read_result(
     path: Path,  # of a result file
 ) -> dict[str, Any]:  # what the run wrote, checked
     "One result file. Raises DataError for what is no JSON, and for a missing or impossible field."
-    try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(path, f"no JSON ({error})", "a result file, as a run writes it") from None
+    result = read_json(path, "a result file, as a run writes it")
     _check_fields(path, result, _FIELDS)
     if not result["cases"] and result.get("scored", True):
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")

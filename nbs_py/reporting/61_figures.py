@@ -20,7 +20,6 @@
 
 # %%
 #| export
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ from matplotlib.pyplot import subplots
 #| export
 from attenscribble.basics.drawing import class_legend, draw, for_figure, panels
 from attenscribble.basics.errors import DataError
-from attenscribble.basics.files import project_root
+from attenscribble.basics.files import project_root, read_json
 from attenscribble.data.datasets import open_dataset
 from attenscribble.data.scans import Case, Dataset
 from attenscribble.method.ssa import AttendedLayer
@@ -592,10 +591,7 @@ def read_run(
 ) -> Run:  # what both files say
     "One run folder. Raises DataError for a missing or broken file."
     path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(path, f"no settings ({type(error).__name__})", "the JSON a run starts with") from None
+    settings = read_json(path, "the JSON a run starts with")
     if not isinstance(settings, dict) or not isinstance(settings.get("data"), dict):
         raise DataError(f"{path}: data", "nothing of the kind", "the options of the dataset")
     return Run(folder, settings, read_result(folder / "result.json"))

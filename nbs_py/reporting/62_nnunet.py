@@ -241,7 +241,7 @@ def _describe_dataset(dataset: Dataset, target: str, channels: Sequence[str]) ->
     licence = SOURCES[dataset.name].licence if dataset.name in SOURCES else dataset.source
     return {"channel_names": {str(k): name for k, name in enumerate(channels)}, "labels": labels,
             "file_ending": ".nii.gz", "name": dataset.name, "reference": dataset.source, "licence": licence,
-            "description": f"{target}s, intensities cut at the scan's 99th percentile and scaled to [0, 1]"}
+            "description": f"{target}s, intensities cut and scaled to [0, 1]"}
 
 
 # %%

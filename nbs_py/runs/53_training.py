@@ -492,7 +492,8 @@ def make_store(
     dataset, target = setup.dataset, setup.method.target
 
     def drawn() -> Iterator[Case]:
-        for case in said(_all_readable(dataset, patients)):
+        cases = _all_readable(dataset, patients)
+        for case in cases if rank() else said(cases):
             used = drawn_slices(case, target, dataset.ignore, may_lack=bool(dataset.version))
             if learnt is not None:
                 learnt.add(used, target, dataset)
