@@ -224,8 +224,8 @@ def _compare(opened: Folder, patients: dict[str, list[str]], labels: Labels | No
                         for kind in ("scribble", "label"))
         if lacking := [name for name, value in zip(labels.names, labels.drawn, strict=True)
                        if value != labels.drawn[0] and drawn[value] and not dense[value]]:
-            found.remarks.append(f"strokes show {', '.join(lacking)}, and no dense label does: where it is right, it is "
-                                 "scored as wrong, unless the labelled scans have none of it")
+            found.remarks.append(f"strokes show {', '.join(lacking)}, and no dense label does: where it is right, "
+                                 "it is scored as wrong, unless the labelled scans have none of it")
     starts = Counter(name.rpartition("_")[0] for name in opened.scans)
     if not opened.options.patient and len(starts) > 1 and max(starts.values()) > 1 and "" not in starts:
         found.remarks.append(f"several scans begin with {starts.most_common(1)[0][0]!r}: {_ONE_PATIENT}")
