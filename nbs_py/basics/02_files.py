@@ -127,14 +127,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# %%
-place = Path(tempfile.mkdtemp()) / "kept/log.csv"
-write_atomic(place, lambda new: new.write_text("step,loss"))
-try:
-    write_atomic(place, lambda new: (new.write_text("st"), 1 / 0))
-except ZeroDivisionError:
-    assert place.read_text() == "step,loss" and list(place.parent.iterdir()) == [place]
-
 # %% [markdown]
 # ## What a killed process leaves behind
 #
@@ -209,6 +201,14 @@ def remove_orphans(
                     _remove(path)
     _listed[folder] = (time.monotonic(), time.monotonic() - began)
 
+
+# %%
+place = Path(tempfile.mkdtemp()) / "kept/log.csv"
+write_atomic(place, lambda new: new.write_text("step,loss"))
+try:
+    write_atomic(place, lambda new: (new.write_text("st"), 1 / 0))
+except ZeroDivisionError:
+    assert place.read_text() == "step,loss" and list(place.parent.iterdir()) == [place]
 
 # %%
 orphan = place.with_name(f".{2**22 + 1}-{2**22 + 1}-result.json")  # of a process that cannot be
