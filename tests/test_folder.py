@@ -15,7 +15,7 @@ import torch
 
 from attenscribble.basics.errors import DataError
 from attenscribble.data.batches import SliceStore, draw_augmentation
-from attenscribble.data.check import check, low_contrast
+from attenscribble.data.check import check
 from attenscribble.data.datasets import open_dataset
 from attenscribble.data.folder import (
     IGNORE,
