@@ -22,6 +22,7 @@ from attenscribble.data.folder import (
     drawn_slices,
     folder,
     group_modalities,
+    low_contrast,
     make_folds,
     meaning_of,
     read_scan,
