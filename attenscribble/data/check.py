@@ -257,11 +257,11 @@ def _plan(opened: Folder, patients: dict[str, list[str]], labels: Labels | None,
         return ""
     kind, _ = learnt_patients(opened, patients)
     found.problems += _absent_classes(opened, dataset, patients, kind, labels, found)
+    if lone := [fold for fold in dataset.folds if len(dataset.split(fold)[0]) == 1]:
+        found.remarks.append(f"one patient only is trained on in fold {', '.join(map(str, lone))}")
     lines = []
     for fold in dataset.folds:
         train, test = dataset.split(fold)
-        if len(train) == 1:
-            found.remarks.append(f"fold {fold} trains on one patient only, {train[0]}")
         tests = f"tests {len(test)}" if dataset.scored else f"segments all {len(opened.scans)} scans, scores nothing"
         lines.append(f"fold {fold}: trains on {_learnt(opened, train, patients, kind, found)}, {tests}")
     return "\n".join(lines)

@@ -363,7 +363,7 @@ def _not_drawn(named: Mapping[str, int], drawn: Counter[int | float], ignore: in
                         "dataset.json reads them as 255, which is not drawn")
     most = drawn.most_common(1)[0][0]  # for the line that is proposed, not for what is done
     doubt = doubt if 255 in free else ""
-    shares = ", ".join(f"{value:g} ({name_of(named, value)}) in {n / drawn.total():.1%}"
+    shares = ", ".join(f"{value:g} ({_name_of(named, value)}) in {n / drawn.total():.1%}"
                        for value, n in drawn.most_common(5))
     raise DataError(where, f"the value {shares} of the scribbles' voxels" + (f"; {doubt}" if doubt else ""),
                     f"to be told the value that is not drawn: {_proposed(named, drawn, most)}")
@@ -371,7 +371,7 @@ def _not_drawn(named: Mapping[str, int], drawn: Counter[int | float], ignore: in
 
 # %%
 #| export
-def name_of(named: Mapping[str, int], value: int | float) -> str:
+def _name_of(named: Mapping[str, int], value: int | float) -> str:
     "The name of a value, for messages."
     return next((name for name, known in named.items() if known == value), "no name")
 
