@@ -187,13 +187,18 @@ class _Checks:
         "A check's result, from an earlier job if that was the same. Raises what the check raises."
         text = json.dumps(key, default=str)
         if text not in self.known:
-            try:
-                self.known[text] = check()
-            except (ValueError, TypeError, OSError) as error:
-                self.known[text] = error
+            self.known[text] = _outcome(check)
         if isinstance(self.known[text], Exception):
             raise self.known[text]
         return self.known[text]
+
+# %% ../../nbs/runs/57_grid.ipynb #74c99645
+def _outcome(check: Callable[[], Any]) -> Any:
+    "What a check returns, or the error that it raises."
+    try:
+        return check()
+    except (ValueError, TypeError, OSError) as error:
+        return error
 
 # %% ../../nbs/runs/57_grid.ipynb #217067c1
 def _checked(file: Path, one: _Wanted, checks: _Checks) -> Job:
@@ -505,9 +510,8 @@ def _logged(
     command: list[str], path: Path, lock: int, environment: Mapping[str, str], stop: Event
 ) -> tuple[int, str]:
     "Exit status of a command, and what it said to the log; it inherits the lock, and is not reached by a Ctrl-C here."
-    with path.open("a+b") as log:
+    with path.open("a+b", buffering=0) as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
-        log.flush()
         before = log.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                                    pass_fds=[lock], start_new_session=True)

@@ -12,6 +12,7 @@ __all__ = ['Watcher', 'ROW', 'PANELS', 'poly_lr', 'learning_rate', 'make_optimis
 # %% ../../nbs/runs/53_training.ipynb #534613d8
 import copy
 import errno
+import hashlib
 import json
 import math
 import random
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # %% ../../nbs/runs/53_training.ipynb #be6f4ec6
 import matplotlib.pyplot as plt
@@ -36,6 +37,7 @@ import torch
 import torch.distributed as dist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
@@ -157,7 +159,21 @@ def _content(state: Training) -> dict[str, Any]:
                "seconds": state.seconds, "best": state.best, "log": state.log, "learnt": state.learnt,
                "content": state.setup.content,
                "random": {"torch": torch.get_rng_state(), "cuda": cuda}}
-    return content | {name: part.state_dict() for name, part in _companions(state).items()}
+    content |= {name: part.state_dict() for name, part in _companions(state).items()}
+    return content | {"seal": _seal(content)}
+
+# %% ../../nbs/runs/53_training.ipynb #3e895a28
+def _seal(content: Mapping[str, Any]) -> str:
+    "A hash of everything in a checkpoint but the numbers in its tensors; of those their shapes and types."
+    def plain(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return [str(part.dtype), list(part.shape)]
+        if isinstance(part, Mapping):
+            return [[str(name), plain(value)] for name, value in part.items()]
+        return [plain(value) for value in part] if isinstance(part, (list, tuple)) else repr(part)
+
+    inside = {name: plain(part) for name, part in content.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(inside, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../../nbs/runs/53_training.ipynb #cdd22bba
 _DIVERGED = "the training has diverged; a lower lr or precision=float32 may help"
@@ -216,6 +232,28 @@ def _check_zip(path: Path | str) -> None:
             raise DataError(path, f"damage in {damaged}: its checksum differs", _WHOLE)
 
 # %% ../../nbs/runs/53_training.ipynb #c9c3f013
+class _Plain(BaseModel):
+    "What a checkpoint says of the run."
+
+    model_config = ConfigDict(strict=True)
+    step: int = Field(0, ge=0)
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    log: list[dict[str, float]] = []
+
+
+class _Facts(BaseModel):
+    "What a checkpoint says of its dataset; nothing, if it knows none."
+
+    model_config = ConfigDict(strict=True)
+    name: str = ""
+    class_names: list[str] | tuple[str, ...] = ()
+    channels: int = Field(1, ge=1)
+    augmentation: Literal["acdc", "chaos", "none"] = "none"
+    values: list[int] | tuple[int, ...] = ()
+    reading: dict[str, Any] = {}
+    version: str = ""
+
+# %% ../../nbs/runs/53_training.ipynb #75411980
 def read_checkpoint(
     path: Path | str,  # of a checkpoint
     device: torch.device | str = "cpu",  # where its tensors go
@@ -232,6 +270,10 @@ def read_checkpoint(
         known = (model, best["model"] if best else {}, content.get("average", {}))
         if not all(isinstance(weight, Tensor) for part in known for weight in part.values()):
             raise TypeError("weights")
+        _Plain(**content)
+        _Facts(**facts)
+        if content.get("seal", seal := _seal(content)) != seal:
+            raise DataError(path, "parts that do not belong together: it was edited", _WHOLE)
     except DataError:
         raise
     except Exception as error:  # whatever zip, pickle and PyTorch raise for bytes that are no checkpoint

@@ -188,6 +188,7 @@ def read_result(
     "One result file. Raises DataError for what is no JSON, and for a missing or impossible field."
     result = read_json(path, "a result file, as a run writes it")
     _check_fields(path, result, _FIELDS)
+    _check_fields(path, {"label_values": [], **result}, {"label_values": list})  # which older files do not have
     if not result["cases"] and result.get("scored", True):
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")
     for index, row in enumerate(result["cases"]):

@@ -136,7 +136,8 @@ def same_strokes(ids: np.ndarray, names: tuple[str, ...], unset: int, file: np.n
         if not values:  # nobody named them: they are told apart, and that is all
             continue
         name = values.get(round(float(value)))
-        background = said.get("background") == round(float(value))
+        background = said.get("background") == round(float(value)) or (
+            name is None and "background" not in said and value == 0)  # which 0 is where no other value is
         need(name is not None or background, f"value {value} has no name")
         differ(here[0] != unset and names[int(here[0])] != (name if name and not background else names[0]),
                f"{value} is {name}, and became {names[int(here[0])] if here[0] != unset else 'not drawn'}")
