@@ -157,7 +157,7 @@ def test_a_run_is_named_by_what_the_loader_chose(tmp_path, data_root):
     (TINY + "fold = [1, 9]", "grid.toml: phantom: fold: found 9, expected one of [1, 2, 3, 4, 5]"),
     (TINY + 'method = ["pce", "our"]\nseed = [1, 2]', "did you mean 'ours'? (method=our seed=1; method=our seed=2)"),
     (TINY + 'seed = [1, 2, 3, 4, 5]\nfold = [0, 1]', "(seed=1 fold=0; seed=2 fold=0; seed=3 fold=0; 2 more)"),
-    (TINY + "data_patient = 5", "grid.toml: data_patient: unknown setting; did you mean 'data_patients'?"),
+    (TINY + "data_patient = 5", "data_patient: unknown setting; did you mean 'data_patients'?"),
     (TINY + 'ssa_layer = "encoder.9"', "encoder.9"),
     (TINY + 'root = "scans"', "expected none for the phantom"),
 ])

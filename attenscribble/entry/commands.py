@@ -81,7 +81,7 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
         raise ValueError("\n".join(faults))
     return found
 
-
+# %% ../../nbs/entry/81_commands.ipynb #8b41f544
 def _count(text: str) -> int:
     "A whole number, at least 1."
     if not text.isdecimal() or int(text) < 1:
@@ -140,7 +140,7 @@ _SWITCHES = {"probabilities": "also write a probability map a class",
              "overwrite": "replace masks that are there already",
              "skip_existing": "keep masks that are there already, whoever made them"}
 
-
+# %% ../../nbs/entry/81_commands.ipynb #7ad52b70
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="a NIfTI file, or a folder of them")
     parser.add_argument("target", metavar="OUT", help="the mask's file for a single scan, or a folder")

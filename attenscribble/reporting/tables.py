@@ -381,7 +381,7 @@ def _facts(chosen: list[Mapping[str, Any]]) -> dict[str, list[str]]:
         facts["volumes"] = list(dict.fromkeys(_tested(result)["volumes"] for result in chosen))
     return facts
 
-
+# %% ../../nbs/reporting/60_tables.ipynb #0ad7a340
 def _fewer(chosen: list[Mapping[str, Any]], policy: str) -> str:
     "What a number in brackets means, where some class has no number in some volume."
     lacking = any(row["dsc"] is None and row["policy"] == policy for result in chosen for row in result["cases"])

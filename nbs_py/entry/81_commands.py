@@ -157,6 +157,8 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
+# %%
+#| export
 def _count(text: str) -> int:
     "A whole number, at least 1."
     if not text.isdecimal() or int(text) < 1:
@@ -233,6 +235,8 @@ _SWITCHES = {"probabilities": "also write a probability map a class",
              "skip_existing": "keep masks that are there already, whoever made them"}
 
 
+# %%
+#| export
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="a NIfTI file, or a folder of them")
     parser.add_argument("target", metavar="OUT", help="the mask's file for a single scan, or a folder")

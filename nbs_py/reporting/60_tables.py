@@ -565,6 +565,8 @@ def _facts(chosen: list[Mapping[str, Any]]) -> dict[str, list[str]]:
     return facts
 
 
+# %%
+#| export
 def _fewer(chosen: list[Mapping[str, Any]], policy: str) -> str:
     "What a number in brackets means, where some class has no number in some volume."
     lacking = any(row["dsc"] is None and row["policy"] == policy for result in chosen for row in result["cases"])

@@ -449,8 +449,8 @@ def _prediction_files(
             raise DataError(path, f"a second mask of {name}", f"only {files[name]}")
     maps = {name for name in files if name not in cases and re.sub("_(probabilities|uncertainty)$", "", name) in (
         files.keys() - {name})}
-    trains = [patient for patient in dataset.patients if patient not in dataset.tested(fold)]
-    trained = {name for name in files if name not in cases and any(f"{name}_".startswith(f"{p}_") for p in trains)}
+    others = [patient for patient in dataset.patients if patient not in dataset.tested(fold)]
+    trained = {name for name in files if name not in cases and any(f"{name}_".startswith(f"{p}_") for p in others)}
     left_out = sorted(maps | trained)
     for what, names in (("no mask of", {*cases} - files.keys()), ("a mask of", files.keys() - {*cases, *left_out})):
         if names:

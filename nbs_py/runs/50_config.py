@@ -177,15 +177,12 @@ def usable_device(
     count = torch.cuda.device_count() if named and torch.cuda.is_available() else 0
     if name in ("auto", "cpu") or (name == "mps" and torch.backends.mps.is_available()):
         return name
-    if not named:
-        asked = "cuda" if "gpu" in name.lower() else name.lower()
-        near = did_you_mean(asked, ("auto", "cpu", "cuda"))
-        raise ValueError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:1{near}")
-    if not count:
-        raise ValueError(f"device: found {name!r}, expected auto or cpu: no CUDA device is available")
-    if int(named[1] or 0) >= count:
-        raise ValueError(f"device: found {name!r}, expected cuda:0 to cuda:{count - 1}, as many as there are")
-    return name
+    if named and int(named[1] or 0) < count:
+        return name
+    there = f"cuda:0 to cuda:{count - 1}, as many as there are" if count else (
+        "auto or cpu: no CUDA device is available" if named else "auto, cpu, cuda or cuda:1" + did_you_mean(
+            "cuda" if "gpu" in name.lower() else name.lower(), ("auto", "cpu", "cuda")))
+    raise ValueError(f"device: found {name!r}, expected {there}")
 
 
 # %%
@@ -449,20 +446,24 @@ def _known(given: Mapping[str, Any], method: Method, faults: list[str]) -> dict[
     own = [f"method_{name}" for name in method.options.model_fields]
     known = [*(name for name in Config.model_fields if name not in OPEN.values()), *own]
     kept = {name: value for name, value in given.items() if name in Config.model_fields}
-    wrong = {"method_options": [name for name in kept.get("method_options", {}) if f"method_{name}" not in own]}
     faults += [unknown_setting(name, known) for name in given if name not in kept]
-    faults += [unknown_setting(f"method_{name}", known) for name in wrong["method_options"]]
-    for group in ("lam", "start", "ramp"):
-        noted: dict[str, list[str]] = {name: [] for name in kept.get(group, {})}
-        for name, lines in noted.items():
-            _noted(lines, partial(Objective, method, **{group: {name: 1}}))
-            faults += lines
-        wrong[group] = [name for name, lines in noted.items() if lines]
-    amiss = _data_faults(kept.get("dataset", "phantom"), kept.get("data", {}))
-    faults += amiss.values()
-    wrong["data"] = [*amiss]
+    wrong = {"method_options": {name: unknown_setting(f"method_{name}", known) for name in kept.get(
+        "method_options", {}) if f"method_{name}" not in own}}
+    wrong |= {group: _term_faults(method, group, kept.get(group, {})) for group in ("lam", "start", "ramp")}
+    wrong["data"] = _data_faults(kept.get("dataset", "phantom"), kept.get("data", {}))
+    faults += [line for lines in wrong.values() for line in lines.values()]
     return {name: {key: entry for key, entry in value.items() if key not in wrong[name]} if name in wrong else value
             for name, value in kept.items()}
+
+
+# %%
+#| export
+def _term_faults(method: Method, group: str, given: Mapping[str, Any]) -> dict[str, str]:
+    "Term → what is wrong with it, for those that the method does not have."
+    found: dict[str, list[str]] = {name: [] for name in given}
+    for name, lines in found.items():
+        _noted(lines, partial(Objective, method, **{group: {name: 1}}))
+    return {name: lines[0] for name, lines in found.items() if lines}
 
 
 # %% [markdown]
@@ -479,9 +480,10 @@ def _data_faults(dataset: Any, options: Mapping[str, Any]) -> dict[str, str]:
         model(**{name: _typed(value) for name, value in options.items()})
         return {}
     except ValidationError as error:
-        known = [f"data_{name}" for name in model.model_fields]
+        known, asked = ", ".join(f"data_{name}" for name in model.model_fields), [*model.model_fields]
         first = {str(e["loc"][0]): e for e in reversed(error.errors())}
-        return {name: f"{unknown_setting(f'data_{name}', known)} ({dataset} has {', '.join(known)})"
+        unknown = {name: unknown_setting(name, asked).replace("mean '", "mean 'data_") for name in first}
+        return {name: f"data_{unknown[name]} ({dataset} has {known})"
                 if e["type"] == "extra_forbidden" else f"data_{name}: found {options[name]!r}; {e['msg']}"
                 for name, e in first.items()}
 
@@ -574,16 +576,20 @@ def check_trust(
     trust: str | Sequence[str] = (),  # modules, or import paths, that the user gave their word for
 ) -> None:
     "Raises DataError, naming the module, where settings from a file would run code that nobody gave their word for."
-    words = [trust] if isinstance(trust, str) else [*trust]
     method, network = (str(settings.get(field, "")) for field in ("method", "net_name"))
     for field, name in (("method", method if ":" in method else ""), ("net_name", network)):
         module = name.partition(":")[0]
-        if not name or any(word and (word == name or f"{module}.".startswith(f"{word}.")) for word in words):
-            continue
-        if not (_is_known(module) and not _fetches(settings.get("net_options", {}))):
-            raise DataError(f"{path}: {field}", f"{name!r}, which runs {_where(module)}",
-                            f"a network that is known here, or your word for it: --trust {module} (in Python "
-                            f"trust={module!r})")
+        known = _is_known(module) and not _fetches(settings.get("net_options", {}))
+        if name and not known and not _trusted(name, [trust] if isinstance(trust, str) else trust):
+            raise DataError(f"{path}: {field}", f"{name!r}, which runs {_where(module)}", "a network that is known "
+                            f"here, or your word for it: --trust {module} (in Python trust={module!r})")
+
+
+# %%
+#| export
+def _trusted(name: str, words: Sequence[str]) -> bool:
+    "Whether the user gave their word for an import path, its module, or a package that this lies in."
+    return any(word and (word == name or f"{name.partition(':')[0]}.".startswith(f"{word}.")) for word in words)
 
 
 # %%
@@ -598,12 +604,16 @@ def _is_known(module: str) -> bool:
     return top == "attenscribble" or any(place in file.parents for place in places)
 
 
+# %%
+#| export
 def _fetches(options: Any) -> bool:
     "Whether a network's keywords may make it read from elsewhere."
     text = json.dumps(options, default=str)
     return "://" in text or any(value for name, value in dict(options).items() if _FETCHING.search(name))
 
 
+# %%
+#| export
 def _where(module: str) -> str:
     "The file of a module's package, found without running it; its name where there is none."
     top = module.split(".")[0]
@@ -659,6 +669,8 @@ assert "expected one of paper, released; did you mean 'released'?" in message(pr
 assert "crf_mask: found 'both'; Input should be 'pq', 'p' or 'none'" in message(crf_mask="both")
 assert "multiple of 16" in message(size=100)
 assert "lam_atn: method 'pce' has the terms seg" in message(method="pce", lam_atn=1)
+
+# %%
 assert "lam: found 5, expected NAME=VALUE" in message(lam=5) and "finite number" in message(lr="inf")
 assert message(crf={"mask": "p"}, crf_mask="none") == "crf_mask: found 'p' and 'none', expected one of the two"
 print(message(method="our", dataset="acdc", devise="cpu", device="gpu", lr=-1, data_patiens=3))

@@ -714,12 +714,12 @@ def predict_files(
     scans, failures = _scans_in(Path(source), network.facts["channels"])
     files = {name: _outputs(name, Path(target), Path(source), probabilities, uncertainty) for name in scans}
     _check_files(scans, files)
-    notes = _Notes(network, flips)
-    wanted = {name: _wanted(scans[name], files[name], notes, overwrite, skip_existing) for name in scans}
+    digest = _digest_of(network, flips)
+    wanted = {name: _wanted(scans[name], files[name], digest, overwrite, skip_existing) for name in scans}
     more = {"flips": True} if flips else {}  # else as the run's own settings say
     for name, images in tqdm(scans.items(), desc="scans"):
         if wanted[name]:
-            reason = _segment_scan(network, images, wanted[name], notes, batch_size=batch_size, **more)
+            reason = _segment_scan(network, images, wanted[name], digest, batch_size=batch_size, **more)
             failures |= {str(images[0]): reason} if reason else {}
     masks = [files[name]["mask"] for name, images in scans.items() if str(images[0]) not in failures]
     return _all_or_named(Path(source), failures, masks)
@@ -762,25 +762,27 @@ def _scans_in(source: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]],
 
 # %%
 #| export
-class _Notes:
-    "What the headers of a network's masks say: by which network, of which scan."
+def _digest_of(network: TrainedNetwork, flips: bool) -> Any:
+    "A hash of a network's weights and of how they are used."
+    config, facts = network.config, network.facts
+    how = [__version__, config.size, config.eval_resize, flips or config.eval_flips, str(network.precision),
+           facts["reading"], facts["values"]]
+    found = hashlib.sha256(json.dumps(how, default=str, sort_keys=True).encode())
+    for name, weights in network.model.state_dict().items():
+        found.update(name.encode() + weights.detach().cpu().contiguous().float().numpy().tobytes())
+    return found
 
-    def __init__(self, network: TrainedNetwork, flips: bool) -> None:
-        config, facts = network.config, network.facts
-        how = [__version__, config.size, config.eval_resize, flips or config.eval_flips, str(network.precision),
-               facts["reading"], facts["values"]]
-        self.start = hashlib.sha256(json.dumps(how, default=str, sort_keys=True).encode())
-        for name, weights in network.model.state_dict().items():
-            self.start.update(name.encode() + weights.detach().cpu().contiguous().float().numpy().tobytes())
 
-    def of(self, images: Sequence[Path]) -> str:
-        "The note for a mask of this scan."
-        found = self.start.copy()
-        for path in images:
-            with path.open("rb") as file:
-                while part := file.read(1 << 20):
-                    found.update(part)
-        return f"{OURS} predict {found.hexdigest()[:32]}"
+# %%
+#| export
+def _note_of(digest: Any, images: Sequence[Path]) -> str:
+    "What the header of a mask says: by which network, of which scan."
+    found = digest.copy()
+    for path in images:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                found.update(part)
+    return f"{OURS} predict {found.hexdigest()[:32]}"
 
 
 # %%
@@ -797,13 +799,13 @@ def read_note(
 
 # %%
 #| export
-def _wanted(images: Sequence[Path], files: dict[str, Path], notes: _Notes, overwrite: bool,
+def _wanted(images: Sequence[Path], files: dict[str, Path], digest: Any, overwrite: bool,
             skip_existing: bool) -> dict[str, Path]:
     "Those of a scan's files that are to be written. Raises DataError for one in the way."
     there = {kind: path for kind, path in files.items() if path.exists() and not overwrite}
     if there and not skip_existing:
         try:
-            note = notes.of(images)
+            note = _note_of(digest, images)
         except OSError:
             return files  # the scan itself cannot be read, and will be named
         for path in there.values():
@@ -825,13 +827,13 @@ def _check_flips(network: TrainedNetwork, checkpoint: Path | str) -> None:
 
 # %%
 #| export
-def _segment_scan(network: TrainedNetwork, images: Sequence[Path], files: dict[str, Path], notes: _Notes,
+def _segment_scan(network: TrainedNetwork, images: Sequence[Path], files: dict[str, Path], digest: Any,
                   **options: Any) -> str:
     "Write a scan's mask, and its maps where they are asked for; the reason where the scan cannot be segmented."
     maps = "probabilities" in files or "uncertainty" in files
     try:
         reading = {"robust": False} | network.facts["reading"]  # a checkpoint that says nothing is older
-        (case,), note = said([read_scan(images, **reading)]), notes.of(images)
+        (case,), note = said([read_scan(images, **reading)]), _note_of(digest, images)
         found = network.segment(case.image, probabilities=maps, **options)
     except Exception as error:  # whatever it is, the other scans have done nothing wrong
         text = " ".join(str(error).split())
