@@ -53,6 +53,7 @@ from attenscribble.reporting.tables import DATASETS, notebook_parameters
 from attenscribble.runs.config import PRESETS, PROFILES, Config
 from attenscribble.runs.metrics import POLICIES
 
+# %%
 with short_errors():
     notebook_parameters(given, runs=None, output=None, dataset=DATASETS, root=None, profile=("", *PROFILES),
                         preset=("", *PRESETS), policy=POLICIES, fold=None)

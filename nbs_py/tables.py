@@ -42,6 +42,7 @@ from pathlib import Path
 from IPython.display import Markdown, display
 from matplotlib.pyplot import show, subplots
 
+# %%
 from attenscribble.basics.drawing import save_figure
 from attenscribble.basics.errors import one_of
 from attenscribble.reporting.tables import (
@@ -58,6 +59,7 @@ from attenscribble.reporting.tables import (
 from attenscribble.runs.config import PRESETS, PROFILES
 from attenscribble.runs.metrics import METRICS, POLICIES
 
+# %%
 with short_errors():
     notebook_parameters(given, results=None, output=None, dataset=("", *DATASETS), profile=("", *PROFILES),
                         preset=("", *PRESETS), policy=POLICIES, reference=None)
@@ -110,6 +112,8 @@ def show_order(name, frame, version):
     announce(str(save_figure(figure, Path(output).resolve() / f"order-{name}-{version}")))
     show()
 
+
+# %%
 def presets_run(frame):
     return sorted({*frame.index.get_level_values("preset")} - {""})
 

@@ -196,7 +196,7 @@ class _Place:
     scribble: Path
     copies: tuple[Path, ...]  # where the scan has to be written
 
-
+# %% ../../nbs/annotation/70_session.ipynb #a2fa3f2e
 def _place(scan: object, files: tuple[Path, ...], name: str, root: Path, known: Folder | None) -> _Place:
     "Name, files and strokes of a scan. Raises DataError where a folder has another scan under its name."
     scans = known.scans if known else {}
@@ -276,7 +276,7 @@ def _check_places(session: Session, told: bool) -> None:
         if why := _refusal(path):
             raise DataError(path, why, "what Save can write; name another folder: folder=…")
 
-
+# %% ../../nbs/annotation/70_session.ipynb #de0c798b
 def _outputs(session: Session) -> list[Path]:
     "All files that Save may write."
     results = [session.root / f"masks/{session.name}.nii.gz", session.root / f"models/{session.name}.pt"]

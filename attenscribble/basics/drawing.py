@@ -71,14 +71,14 @@ def for_figure(
     shown = plain(text).replace("$", r"\$")
     return f"\u200a{shown}" if shown.startswith("_") else shown  # a hair space
 
-
+# %% ../../nbs/basics/03_drawing.ipynb #799f9f4e
 def for_html(
     text: object,  # a name
 ) -> str:  # for a widget or a page
     "A name as a browser shows it: no tag, no attribute."
     return html.escape(plain(text))
 
-
+# %% ../../nbs/basics/03_drawing.ipynb #c86531e3
 def for_markdown(
     text: object,  # a name
 ) -> str:  # for a cell of a table or a line

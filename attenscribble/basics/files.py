@@ -24,6 +24,7 @@ from pathlib import Path
 from threading import Thread, get_native_id
 from typing import Any
 
+# %% ../../nbs/basics/02_files.ipynb #69b59eb1
 import psutil
 from platformdirs import user_cache_dir
 
@@ -201,7 +202,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice")
     return content
 
-
+# %% ../../nbs/basics/02_files.ipynb #d2bab8c7
 def _check_depth(content: Any) -> None:
     "Raise ValueError for brackets that are nested too deep: what works on the content would fail later."
     level = [content]

@@ -20,6 +20,7 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
+# %% ../../nbs/basics/04_native.ipynb #7175bd0e
 import torch
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def _is_ours(path: Path) -> bool:
     "Whether a file or folder itself, not what a link leads to, belongs to this user; on Windows the folder says."
     return os.name == "nt" or path.lstat().st_uid == os.geteuid()
 
-
+# %% ../../nbs/basics/04_native.ipynb #fe570486
 def _is_whole(path: Path) -> bool:
     "Whether this is a file of our own that holds what its name says."
     try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+# %% ../../nbs/basics/06_notebook.ipynb #131371e3
 from tqdm import tqdm
 
 from .errors import unknown_setting

@@ -161,7 +161,7 @@ def _sent(draw: Draw, device: torch.device) -> tuple[Tensor, ...]:
     table = send(torch.stack([draw.turns.double(), draw.flip.double(), *turn]), device)
     return table[0].long(), table[1].long(), table[2], table[3]
 
-
+# %% ../../nbs/data/20_batches.ipynb #6e149a37
 def _moved(draw: Draw, device: torch.device) -> Tensor | slice:
     "Which slices are rotated or grow; on a GPU all of them."
     moved = draw.angle != 0 if draw.zoom is None else (draw.angle != 0) | (draw.zoom != 1)

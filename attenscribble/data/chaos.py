@@ -114,7 +114,7 @@ def _check_place(file: _File, header: Header) -> None:
     if np.size(np.array(header.get("EchoTime"), float)) > 1:
         raise DataError(f"{file}: EchoTime", header.EchoTime, "one number")
 
-
+# %% ../../nbs/data/16_chaos.ipynb #74b7d068
 def _check_size(file: _File, header: Header) -> None:
     "Raise DataError for more than a slice, and for pixels that the file cannot hold, before they are decoded."
     frames, bits = header.get("NumberOfFrames") or 1, int(header.get("BitsAllocated") or 0)
@@ -192,13 +192,13 @@ def _files(folder: _File, ending: str = "") -> dict[str, _File]:
     return {file.name: file for file in entries
             if file.name.lower().endswith(ending) and not file.name.startswith(".") and file.is_file()}
 
-
+# %% ../../nbs/data/16_chaos.ipynb #3f53f435
 def _slice_files(folder: _File) -> dict[str, _File]:
     "The files of a series: those that end in .dcm, else those that begin as DICOM does, but for a DICOMDIR."
     return _files(folder, ".dcm") or {name: file for name, file in _files(folder).items()
                                       if name.upper() != "DICOMDIR" and _begins_as_dicom(file)}
 
-
+# %% ../../nbs/data/16_chaos.ipynb #7d1e856a
 def _begins_as_dicom(file: _File) -> bool:
     "Whether a file has DICOM's mark after 128 bytes."
     try:
@@ -503,7 +503,7 @@ def _check_echoes(scans: _File, series: Mapping[str, Series]) -> None:
             raise DataError(scans / name, f"{other.volume.shape} voxels at {other.affine[:3, 3].round(2)} mm",
                             f"the grid of InPhase, {first.volume.shape} at {first.affine[:3, 3].round(2)} mm")
 
-
+# %% ../../nbs/data/16_chaos.ipynb #71002331
 def _check_lengths(scans: _File, series: Mapping[str, Series]) -> None:
     "Raise DataError if the other echo, which need not be there, has more slices: then one that is read lacks some."
     for other in _PHASES["both"]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# %% ../../nbs/data/18_check.ipynb #c85e8089
 import numpy as np
 import pandas as pd
 

@@ -124,7 +124,7 @@ def _rounded(stored: np.ndarray) -> np.ndarray:
     near = np.rint(stored)
     return near if np.nanmax(np.abs(stored - near), initial=0) < 1e-3 else stored
 
-
+# %% ../../nbs/data/17_folder.ipynb #a39ddc0f
 def mapped(
     stored: np.ndarray,  # [...] a mask as its file has it
     table: Mapping[float, int],  # value → the value it stands for; values that are not in it stay
@@ -138,7 +138,7 @@ def mapped(
         found[np.isnan(stored) if value != value else stored == value] = new
     return found
 
-
+# %% ../../nbs/data/17_folder.ipynb #0caca0e9
 def count_values(
     stored: np.ndarray,  # [...] a mask as its file has it, or of `mapped`
 ) -> Counter[int | float]:  # value → number of voxels
@@ -209,7 +209,7 @@ def _name_of(named: Mapping[str, int], value: int | float) -> str:
     "The name of a value, for messages."
     return next((name for name, known in named.items() if known == value), "no name")
 
-
+# %% ../../nbs/data/17_folder.ipynb #2f46e98a
 def _proposed(named: Mapping[str, int], drawn: Collection[int | float], most: int | float) -> str:
     "The lines for dataset.json that would settle what values mean, the likelier first."
     whole = sorted(int(v) for v in drawn if float(v).is_integer())
@@ -273,7 +273,7 @@ def _order(values: np.ndarray, clip: float) -> tuple[float, float]:
     found = np.partition(values, ranks)
     return float(found[ranks[0]]), float(found[ranks[1]])
 
-
+# %% ../../nbs/data/17_folder.ipynb #c1e917b0
 def _shares_end(values: np.ndarray, value: np.number, clip: float) -> bool:
     "Whether at least half as many voxels hold a value as would be cut at its end, and more than one."
     count = np.count_nonzero(values == value)
@@ -300,7 +300,7 @@ def _measured(values: np.ndarray, clip: float) -> tuple[np.ndarray, list[float]]
             values, fills = others, [*fills, float(value)]
     return values, fills
 
-
+# %% ../../nbs/data/17_folder.ipynb #cf6840f6
 def _common(values: np.ndarray) -> np.number | None:
     "A value that a quarter of the voxels share; None if there is none. Such a value is one of the quartiles."
     part = values[::max(1, values.size // 10**5)]  # where it is to be looked for; it is counted in all of them
@@ -538,7 +538,7 @@ def grouped(
     return [f"{paths[0]}{''.join(f', {Path(path).name}' for path in paths[1:5])}"
             f"{f' and {len(paths) - 5} more' * (len(paths) > 5)}: {sentence}" for sentence, paths in files.items()]
 
-
+# %% ../../nbs/data/17_folder.ipynb #cb683796
 def said(
     cases: Iterable[Case],  # as they are read
     but: Collection[str] = (),  # patients of whom it was said before
@@ -551,7 +551,7 @@ def said(
     for line in grouped(remarks):
         print(f"remark: {line}", file=sys.stderr)
 
-# %% ../../nbs/data/17_folder.ipynb #cb683796
+# %% ../../nbs/data/17_folder.ipynb #da99966d
 def matching_grid(
     path: Path,  # for messages
     scan: Nifti1Image,  # a mask, or another modality
@@ -569,7 +569,7 @@ def matching_grid(
         _check_same_place(path, grid, other, located, cure)
     return other
 
-
+# %% ../../nbs/data/17_folder.ipynb #270eb66d
 def _voxel_by_voxel(scan: Nifti1Image, grid: Grid) -> str:
     "What to do about a mask that lies elsewhere although its array has the scan's shape; empty for another shape."
     if three_axes(scan.shape) != three_axes(grid.shape):
@@ -719,7 +719,7 @@ def _expression(text: str) -> str:
     except re.error as error:
         raise ValueError(f"no regular expression: {error}") from None
 
-
+# %% ../../nbs/data/17_folder.ipynb #a6d1b83c
 def _from_text(value: Any) -> Any:
     "JSON where an option is given as text, as a command line does."
     try:
@@ -811,7 +811,7 @@ def _labels_of(opened: Folder, drawn: Counter[int | float] | None, dense: Collec
                       doubt=doubt, table=opened.options.map,
                       where=opened.root / "dataset.json" if opened.content else opened.root)
 
-
+# %% ../../nbs/data/17_folder.ipynb #7c5ff45d
 def _count_masks(opened: Folder, kind: str) -> Counter[int | float]:
     "Voxels of each value over all masks of one kind. Raises DataError for one that cannot be read."
     found: Counter[int | float] = Counter()
@@ -819,7 +819,7 @@ def _count_masks(opened: Folder, kind: str) -> Counter[int | float]:
         found += (opened.marks.get(path) or look_at(path, opened.options.map)).counts
     return found
 
-
+# %% ../../nbs/data/17_folder.ipynb #a0b08685
 def doubt_of(
     opened: Folder,  # of `open_folder`
 ) -> str:  # with the name of a file; "" if there is no doubt
@@ -849,7 +849,7 @@ def slicing_of(
             normals += [_directions(scan)[:, axis]] if placed(scan.header) and 1 not in three_axes(scan.shape) else []
     return axes, common_normal(normals)
 
-
+# %% ../../nbs/data/17_folder.ipynb #7b71fb9d
 def _header(path: Path) -> Nifti1Image | None:
     "A scan of which only the header is read; None if that is no header of a volume: who reads the voxels says why."
     try:
@@ -982,13 +982,13 @@ def dataset_of(
         values=labels.values, reading=reading, version=version, options={"content": version},
         content=lambda patient: _joined([opened.hashes[name] for name in names[patient]]))
 
-
+# %% ../../nbs/data/17_folder.ipynb #c50a3448
 def _joined(hashes: Sequence[Mapping[str, str]]) -> dict[str, str]:
     "Kind of data → the hashes of several scans in one text."
     kinds = dict.fromkeys(kind for scan in hashes for kind in scan)
     return {kind: "-".join(scan.get(kind, "none") for scan in hashes) for kind in kinds}
 
-# %% ../../nbs/data/17_folder.ipynb #c50a3448
+# %% ../../nbs/data/17_folder.ipynb #a56d804a
 _parse = import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse").parse
 _MOST_WAYS = 10**9  # of a pattern over all names
 
@@ -1010,7 +1010,7 @@ def _ways(nodes: Iterable[Any], length: int) -> float:
             return float("inf")  # not needed for a name's start
     return total
 
-
+# %% ../../nbs/data/17_folder.ipynb #bf43e18f
 def _check_effort(opened: Folder, pattern: str) -> None:
     "Raise DataError for a pattern that could take for ever: Python's matcher tries every way."
     ways = _ways(_parse(pattern), max(map(len, opened.scans))) * len(opened.scans)

@@ -79,7 +79,7 @@ _SMALLEST_MM, _LARGEST_MM = 1e-6, 1e4  # of a voxel: a nanometre, ten metres
 _FARTHEST_MM = 1e7  # of a voxel from the scanner's centre
 _CONTRADICTION = 0.01  # relative: far above rounding, far below what a distance in mm may be wrong by
 
-
+# %% ../../nbs/data/10_grid.ipynb #d87a9c87
 def check_geometry(
     header: Nifti1Header,  # as it is stored, before a library repairs it
 ) -> None:

@@ -218,7 +218,7 @@ def _bytes_hash(path: Path) -> str:
     except OSError as error:
         raise DataError(path, f"an unreadable file ({error.strerror})", "one that can be read") from None
 
-
+# %% ../../nbs/data/11_scans.ipynb #a56c4db2
 def _case_hashes(cases: Iterable[Case]) -> dict[str, str]:
     "Kind of data → hash of what was read: for a dataset that does not hash its files."
     digests = {kind: hashlib.sha256() for kind in ("images", "scribbles", "labels")}
@@ -335,7 +335,7 @@ _PACKED = 1032  # how much smaller deflate makes a file at most
 _SLACK = 2**20  # bytes that may follow the voxels, or be a file's overhead
 _CLAIM = "the size that its header claims"
 
-
+# %% ../../nbs/data/11_scans.ipynb #cd4de12c
 def _in_words(size: int) -> str:
     "A number of bytes, for people."
     unit = max(0, min(5, (size.bit_length() - 1) // 10))
@@ -506,7 +506,7 @@ def _number(patient: str) -> int:
     "The number in a patient's name."
     return int(patient.removeprefix("patient"))
 
-
+# %% ../../nbs/data/11_scans.ipynb #d8028e99
 def _patient_folders(root: Path, testing: bool) -> list[Path]:
     "The patientXXX folders of a download; `testing`: with those of the testing set. Raises DataError if there is none."
     for folder in (root, root / "training", root / "database" / "training"):
@@ -608,7 +608,7 @@ def _acdc_dataset(name: str, patients: tuple[str, ...], read: Callable[[str], li
                    options={"testing": True} if testing else {}, reading={"axis": "RAS", "robust": False},
                    content=content)
 
-
+# %% ../../nbs/data/11_scans.ipynb #951692d5
 def _acdc_hashes(frames: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
     "The hashes of a patient's frames."
     kinds = {"images": "image", "scribbles": "scribble", "labels": "gt"}
@@ -692,7 +692,7 @@ def _stack_h5(name: str, parts: dict[int, Path], first: int) -> dict[str, np.nda
         raise DataError(folder, f"slices of {name} that differ: {kinds}", "same keys, same shape")
     return {key: np.stack([arrays[key] for arrays in slices]) for key in slices[0]}
 
-
+# %% ../../nbs/data/11_scans.ipynb #ac0434bc
 def _first_slice(files: dict[str, dict[str, dict[int, Path]]]) -> int:
     "The number of a volume's first slice: 0, or 1 if there is no slice 0 in the whole folder but two frames or all."
     numbers = [min(parts) for frames in files.values() for parts in frames.values() if _VOLUME not in parts]

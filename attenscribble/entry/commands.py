@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+# %% ../../nbs/entry/81_commands.ipynb #f0a3c0f5
 from .. import __version__
 from ..basics.errors import DataError, named_place, one_of
 from ..basics.files import project_root, write_atomic, write_json

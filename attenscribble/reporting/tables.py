@@ -20,6 +20,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+# %% ../../nbs/reporting/60_tables.ipynb #915f9455
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

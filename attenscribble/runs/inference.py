@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+# %% ../../nbs/runs/54_inference.ipynb #3d68ad5b
 import nibabel as nib
 import numpy as np
 import torch

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+# %% ../../nbs/runs/52_launch.ipynb #0d11f60d
 import psutil
 import torch
 import torch.distributed as dist
@@ -136,7 +137,7 @@ _MORTAL = ("import os\nfrom attenscribble.basics.files import end_with_parent\n"
 _TORCHRUN = _MORTAL + ("os.environ['ATTENSCRIBBLE_PARENT'] = str(os.getpid())\n"
                        "from torch.distributed.run import main\nmain()")
 
-
+# %% ../../nbs/runs/52_launch.ipynb #e772eb10
 def _torchrun(count: int, code: str, arguments: Sequence[str]) -> subprocess.Popen:
     "Start `torchrun` with code for each process; all they print comes out of one pipe."
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))

@@ -240,7 +240,7 @@ def _listed(folder: Path) -> list[str]:
             continue
     return []
 
-
+# %% ../../nbs/runs/56_run.ipynb #e83d7fca
 def _list_mask(folder: Path, name: str) -> None:
     "Note a mask's name before it is written."
     if name not in (listed := _listed(folder)) or not (folder / _LIST).is_file():
@@ -269,7 +269,7 @@ def _header_faults(setup: Setup, patient: str) -> Iterator[DataError]:
             except DataError as error:
                 yield error
 
-
+# %% ../../nbs/runs/56_run.ipynb #6d843c29
 @cache
 def _opened(root: str, options: str) -> Folder:
     "A folder, listed once a process."

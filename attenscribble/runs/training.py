@@ -240,7 +240,7 @@ class _Plain(BaseModel):
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     log: list[dict[str, float]] = []
 
-
+# %% ../../nbs/runs/53_training.ipynb #b37503d2
 class _Facts(BaseModel):
     "What a checkpoint says of its dataset; nothing, if it knows none."
 
@@ -345,7 +345,7 @@ def check_same_data(
     "Raises ValueError, saying what has changed, for a checkpoint of other data, DataError for what is none."
     _check_content(state, path, read_checkpoint(path))
 
-
+# %% ../../nbs/runs/53_training.ipynb #79db9db0
 def _check_content(state: Training, path: Path, content: Mapping[str, Any]) -> None:
     "Raise ValueError, saying what has changed, where a checkpoint belongs to other data; one of 0.1 knows none."
     if "content" in content:

@@ -335,6 +335,8 @@ class _Place:
     copies: tuple[Path, ...]  # where the scan has to be written
 
 
+# %%
+#| export
 def _place(scan: object, files: tuple[Path, ...], name: str, root: Path, known: Folder | None) -> _Place:
     "Name, files and strokes of a scan. Raises DataError where a folder has another scan under its name."
     scans = known.scans if known else {}
@@ -429,6 +431,8 @@ def _check_places(session: Session, told: bool) -> None:
             raise DataError(path, why, "what Save can write; name another folder: folder=…")
 
 
+# %%
+#| export
 def _outputs(session: Session) -> list[Path]:
     "All files that Save may write."
     results = [session.root / f"masks/{session.name}.nii.gz", session.root / f"models/{session.name}.pt"]

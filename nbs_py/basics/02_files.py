@@ -36,6 +36,8 @@ from pathlib import Path
 from threading import Thread, get_native_id
 from typing import Any
 
+# %%
+#| export
 import psutil
 from platformdirs import user_cache_dir
 
@@ -327,6 +329,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+# %%
+#| export
 def _check_depth(content: Any) -> None:
     "Raise ValueError for brackets that are nested too deep: what works on the content would fail later."
     level = [content]

@@ -111,6 +111,8 @@ def for_figure(
     return f"\u200a{shown}" if shown.startswith("_") else shown  # a hair space
 
 
+# %%
+#| export
 def for_html(
     text: object,  # a name
 ) -> str:  # for a widget or a page
@@ -118,6 +120,8 @@ def for_html(
     return html.escape(plain(text))
 
 
+# %%
+#| export
 def for_markdown(
     text: object,  # a name
 ) -> str:  # for a cell of a table or a line

@@ -34,6 +34,8 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
+# %%
+#| export
 import torch
 from torch import Tensor
 
@@ -198,6 +200,8 @@ def _is_ours(path: Path) -> bool:
     return os.name == "nt" or path.lstat().st_uid == os.geteuid()
 
 
+# %%
+#| export
 def _is_whole(path: Path) -> bool:
     "Whether this is a file of our own that holds what its name says."
     try:

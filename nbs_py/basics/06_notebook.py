@@ -33,6 +33,8 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+# %%
+#| export
 from tqdm import tqdm
 
 from attenscribble.basics.errors import unknown_setting

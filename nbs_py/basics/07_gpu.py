@@ -138,6 +138,7 @@ def largest_gap(radius=2, mask_neighbours=True):
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
 
 
+# %%
 if triton is not None and (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
     for radius, both in ((2, True), (3, False)):
         assert largest_gap(radius, both) < 1e-5

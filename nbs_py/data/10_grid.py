@@ -227,6 +227,8 @@ _FARTHEST_MM = 1e7  # of a voxel from the scanner's centre
 _CONTRADICTION = 0.01  # relative: far above rounding, far below what a distance in mm may be wrong by
 
 
+# %%
+#| export
 def check_geometry(
     header: Nifti1Header,  # as it is stored, before a library repairs it
 ) -> None:

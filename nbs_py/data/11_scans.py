@@ -378,6 +378,8 @@ def _bytes_hash(path: Path) -> str:
         raise DataError(path, f"an unreadable file ({error.strerror})", "one that can be read") from None
 
 
+# %%
+#| export
 def _case_hashes(cases: Iterable[Case]) -> dict[str, str]:
     "Kind of data → hash of what was read: for a dataset that does not hash its files."
     digests = {kind: hashlib.sha256() for kind in ("images", "scribbles", "labels")}
@@ -660,6 +662,8 @@ _SLACK = 2**20  # bytes that may follow the voxels, or be a file's overhead
 _CLAIM = "the size that its header claims"
 
 
+# %%
+#| export
 def _in_words(size: int) -> str:
     "A number of bytes, for people."
     unit = max(0, min(5, (size.bit_length() - 1) // 10))
@@ -875,6 +879,8 @@ def _number(patient: str) -> int:
     return int(patient.removeprefix("patient"))
 
 
+# %%
+#| export
 def _patient_folders(root: Path, testing: bool) -> list[Path]:
     "The patientXXX folders of a download; `testing`: with those of the testing set. Raises DataError if there is none."
     for folder in (root, root / "training", root / "database" / "training"):
@@ -996,6 +1002,8 @@ def _acdc_dataset(name: str, patients: tuple[str, ...], read: Callable[[str], li
                    content=content)
 
 
+# %%
+#| export
 def _acdc_hashes(frames: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
     "The hashes of a patient's frames."
     kinds = {"images": "image", "scribbles": "scribble", "labels": "gt"}
@@ -1132,6 +1140,8 @@ def _stack_h5(name: str, parts: dict[int, Path], first: int) -> dict[str, np.nda
     return {key: np.stack([arrays[key] for arrays in slices]) for key in slices[0]}
 
 
+# %%
+#| export
 def _first_slice(files: dict[str, dict[str, dict[int, Path]]]) -> int:
     "The number of a volume's first slice: 0, or 1 if there is no slice 0 in the whole folder but two frames or all."
     numbers = [min(parts) for frames in files.values() for parts in frames.values() if _VOLUME not in parts]

@@ -276,6 +276,8 @@ def _rounded(stored: np.ndarray) -> np.ndarray:
     return near if np.nanmax(np.abs(stored - near), initial=0) < 1e-3 else stored
 
 
+# %%
+#| export
 def mapped(
     stored: np.ndarray,  # [...] a mask as its file has it
     table: Mapping[float, int],  # value → the value it stands for; values that are not in it stay
@@ -290,6 +292,8 @@ def mapped(
     return found
 
 
+# %%
+#| export
 def count_values(
     stored: np.ndarray,  # [...] a mask as its file has it, or of `mapped`
 ) -> Counter[int | float]:  # value → number of voxels
@@ -376,6 +380,8 @@ def _name_of(named: Mapping[str, int], value: int | float) -> str:
     return next((name for name, known in named.items() if known == value), "no name")
 
 
+# %%
+#| export
 def _proposed(named: Mapping[str, int], drawn: Collection[int | float], most: int | float) -> str:
     "The lines for dataset.json that would settle what values mean, the likelier first."
     whole = sorted(int(v) for v in drawn if float(v).is_integer())
@@ -506,6 +512,8 @@ def _order(values: np.ndarray, clip: float) -> tuple[float, float]:
     return float(found[ranks[0]]), float(found[ranks[1]])
 
 
+# %%
+#| export
 def _shares_end(values: np.ndarray, value: np.number, clip: float) -> bool:
     "Whether at least half as many voxels hold a value as would be cut at its end, and more than one."
     count = np.count_nonzero(values == value)
@@ -535,6 +543,8 @@ def _measured(values: np.ndarray, clip: float) -> tuple[np.ndarray, list[float]]
     return values, fills
 
 
+# %%
+#| export
 def _common(values: np.ndarray) -> np.number | None:
     "A value that a quarter of the voxels share; None if there is none. Such a value is one of the quartiles."
     part = values[::max(1, values.size // 10**5)]  # where it is to be looked for; it is counted in all of them
@@ -891,6 +901,8 @@ def grouped(
             f"{f' and {len(paths) - 5} more' * (len(paths) > 5)}: {sentence}" for sentence, paths in files.items()]
 
 
+# %%
+#| export
 def said(
     cases: Iterable[Case],  # as they are read
     but: Collection[str] = (),  # patients of whom it was said before
@@ -924,6 +936,8 @@ def matching_grid(
     return other
 
 
+# %%
+#| export
 def _voxel_by_voxel(scan: Nifti1Image, grid: Grid) -> str:
     "What to do about a mask that lies elsewhere although its array has the scan's shape; empty for another shape."
     if three_axes(scan.shape) != three_axes(grid.shape):
@@ -1147,6 +1161,8 @@ def _expression(text: str) -> str:
         raise ValueError(f"no regular expression: {error}") from None
 
 
+# %%
+#| export
 def _from_text(value: Any) -> Any:
     "JSON where an option is given as text, as a command line does."
     try:
@@ -1247,6 +1263,8 @@ def _labels_of(opened: Folder, drawn: Counter[int | float] | None, dense: Collec
                       where=opened.root / "dataset.json" if opened.content else opened.root)
 
 
+# %%
+#| export
 def _count_masks(opened: Folder, kind: str) -> Counter[int | float]:
     "Voxels of each value over all masks of one kind. Raises DataError for one that cannot be read."
     found: Counter[int | float] = Counter()
@@ -1255,6 +1273,8 @@ def _count_masks(opened: Folder, kind: str) -> Counter[int | float]:
     return found
 
 
+# %%
+#| export
 def doubt_of(
     opened: Folder,  # of `open_folder`
 ) -> str:  # with the name of a file; "" if there is no doubt
@@ -1289,6 +1309,8 @@ def slicing_of(
     return axes, common_normal(normals)
 
 
+# %%
+#| export
 def _header(path: Path) -> Nifti1Image | None:
     "A scan of which only the header is read; None if that is no header of a volume: who reads the voxels says why."
     try:
@@ -1471,6 +1493,8 @@ def dataset_of(
         content=lambda patient: _joined([opened.hashes[name] for name in names[patient]]))
 
 
+# %%
+#| export
 def _joined(hashes: Sequence[Mapping[str, str]]) -> dict[str, str]:
     "Kind of data → the hashes of several scans in one text."
     kinds = dict.fromkeys(kind for scan in hashes for kind in scan)
@@ -1501,6 +1525,8 @@ def _ways(nodes: Iterable[Any], length: int) -> float:
     return total
 
 
+# %%
+#| export
 def _check_effort(opened: Folder, pattern: str) -> None:
     "Raise DataError for a pattern that could take for ever: Python's matcher tries every way."
     ways = _ways(_parse(pattern), max(map(len, opened.scans))) * len(opened.scans)

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# %%
+#| export
 import numpy as np
 import pandas as pd
 

@@ -381,6 +381,8 @@ def _sent(draw: Draw, device: torch.device) -> tuple[Tensor, ...]:
     return table[0].long(), table[1].long(), table[2], table[3]
 
 
+# %%
+#| export
 def _moved(draw: Draw, device: torch.device) -> Tensor | slice:
     "Which slices are rotated or grow; on a GPU all of them."
     moved = draw.angle != 0 if draw.zoom is None else (draw.angle != 0) | (draw.zoom != 1)

@@ -53,6 +53,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+# %%
+#| export
 from attenscribble import __version__
 from attenscribble.basics.errors import DataError, named_place, one_of
 from attenscribble.basics.files import project_root, write_atomic, write_json

@@ -32,6 +32,8 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+# %%
+#| export
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -30,6 +30,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+# %%
+#| export
 import psutil
 import torch
 import torch.distributed as dist
@@ -215,6 +217,8 @@ _TORCHRUN = _MORTAL + ("os.environ['ATTENSCRIBBLE_PARENT'] = str(os.getpid())\n"
                        "from torch.distributed.run import main\nmain()")
 
 
+# %%
+#| export
 def _torchrun(count: int, code: str, arguments: Sequence[str]) -> subprocess.Popen:
     "Start `torchrun` with code for each process; all they print comes out of one pipe."
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))

@@ -351,6 +351,8 @@ class _Plain(BaseModel):
     log: list[dict[str, float]] = []
 
 
+# %%
+#| export
 class _Facts(BaseModel):
     "What a checkpoint says of its dataset; nothing, if it knows none."
 
@@ -473,6 +475,8 @@ def check_same_data(
     _check_content(state, path, read_checkpoint(path))
 
 
+# %%
+#| export
 def _check_content(state: Training, path: Path, content: Mapping[str, Any]) -> None:
     "Raise ValueError, saying what has changed, where a checkpoint belongs to other data; one of 0.1 knows none."
     if "content" in content:

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+# %%
+#| export
 import nibabel as nib
 import numpy as np
 import torch

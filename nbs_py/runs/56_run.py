@@ -315,6 +315,8 @@ def _listed(folder: Path) -> list[str]:
     return []
 
 
+# %%
+#| export
 def _list_mask(folder: Path, name: str) -> None:
     "Note a mask's name before it is written."
     if name not in (listed := _listed(folder)) or not (folder / _LIST).is_file():
@@ -348,6 +350,8 @@ def _header_faults(setup: Setup, patient: str) -> Iterator[DataError]:
                 yield error
 
 
+# %%
+#| export
 @cache
 def _opened(root: str, options: str) -> Folder:
     "A folder, listed once a process."
