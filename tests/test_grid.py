@@ -398,6 +398,21 @@ def test_a_finished_run_whose_target_is_gone_is_not_run_again(tmp_path, notebook
     assert starts(tmp_path / "runs") == {job.config.run_id: 2}, "half a notebook is not the end of one"
 
 
+def test_a_cell_is_done_when_its_kernel_has_answered(tmp_path):
+    def finished(*answers: str, end: str = "12:00", exception: bool = False) -> bool:
+        replies = [{"shell.execute_reply": answer} if answer else {} for answer in answers]
+        cells = [{"cell_type": "code", "execution_count": 1, "metadata": {"papermill": {"status": "completed"},
+                  "execution": {"iopub.execute_input": "11:00", **reply}}} for reply in replies]
+        said = {"end_time": end or None, "exception": exception or None}
+        write_json({"cells": cells, "metadata": {"papermill": said}}, tmp_path / EXECUTED)
+        return grids._finished(tmp_path)
+
+    assert not finished("11:01"), "there is no result"
+    write_json({}, tmp_path / "result.json")
+    assert finished("11:01", "11:02")
+    assert not (finished("11:01", "") or finished("11:01", end="") or finished("11:01", exception=True) or finished())
+
+
 def test_without_papermill_it_says_how_to_get_it(tmp_path, notebook, monkeypatch):
     grid = read_grid(written(tmp_path, TINY), look=False)
     monkeypatch.setattr(grids, "find_spec", lambda name: None)

@@ -450,12 +450,13 @@ def _executed(folder: Path) -> dict[str, Any]:
 
 # %% ../../nbs/runs/57_grid.ipynb #fcb09c19
 def _finished(folder: Path) -> bool:
-    "Whether the run has written its result, and papermill has come to the last cell."
+    "Whether the run has written its result, and its kernel has answered every cell, none of them with an error."
     notebook = _executed(folder)
     said = notebook["metadata"].get("papermill", {})
-    ran = [cell.get("execution_count") for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return all(ran) and bool(ran) and bool(said.get("end_time")) and not said.get("exception") and (
-        folder / "result.json").is_file()
+    answers = [cell["metadata"].get("execution", {}).get("shell.execute_reply")
+               for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    whole = all(answers) and bool(answers) and bool(said.get("end_time")) and not said.get("exception")
+    return whole and (folder / "result.json").is_file()
 
 # %% ../../nbs/runs/57_grid.ipynb #429b95ab
 def run_job(

@@ -695,7 +695,8 @@ assert _seconds({"train_seconds": 3, "test_seconds": 1, "settings": {"iterations
 # | papermill | its kernel ends itself within a second; who asks again goes on from the checkpoint |
 # | the machine | the same |
 #
-# Whether a run came to its end is asked of its folder, not of the one who started it.
+# Whether a run came to its end is asked of its folder, not of the one who started it. papermill calls a cell completed even when the kernel has died
+# in it; what tells is the kernel's answer.
 
 # %%
 #| export
@@ -710,12 +711,13 @@ def _executed(folder: Path) -> dict[str, Any]:
 # %%
 #| export
 def _finished(folder: Path) -> bool:
-    "Whether the run has written its result, and papermill has come to the last cell."
+    "Whether the run has written its result, and its kernel has answered every cell, none of them with an error."
     notebook = _executed(folder)
     said = notebook["metadata"].get("papermill", {})
-    ran = [cell.get("execution_count") for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return all(ran) and bool(ran) and bool(said.get("end_time")) and not said.get("exception") and (
-        folder / "result.json").is_file()
+    answers = [cell["metadata"].get("execution", {}).get("shell.execute_reply")
+               for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    whole = all(answers) and bool(answers) and bool(said.get("end_time")) and not said.get("exception")
+    return whole and (folder / "result.json").is_file()
 
 
 # %%
