@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo browser test chapter sync check lab bench clean
+.PHONY: help setup demo browser test chapter sync check lab bench trust clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -52,6 +52,9 @@ lab: $(VENV)/test-installed ## open the book in JupyterLab
 
 bench: $(VENV)/test-installed ## time this code beside its plain forms: benchmarks/results.json, figures/benchmarks.png
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+trust: $(VENV)/test-installed ## kill, mutate, fill the disk: docs/trust.md; ARGS="soak minutes=60" for an hour of training
+	@$(BIN)/python -m tools.trust $(ARGS)
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -149,6 +149,7 @@ def test_a_run_is_named_by_what_the_loader_chose(tmp_path, data_root):
     (TINY + "[rows.a.b]\nseed = 3", "grid.toml: rows.a: b: found a table"),
     (TINY + "[exclude]\nseed = 2022", "grid.toml: exclude: found {'seed': 2022}, expected tables with settings"),
     (TINY + "seed = 1\n[[exclude]]\nsed = 1", "grid.toml: exclude 1: found 'sed', expected one of"),
+    (TINY + "seed = [1, 2]\n[[exclude]]\nsize = 32", "exclude: found all 2 jobs, expected at least one that is left"),
     (TINY + "seed = 1\n[[exclude]]\nseed = 1\n[[exclude]]\nseed = 2", "exclude 2: found no job with {'seed': 2}"),
     ("seed = [1, 2]", 'archive: found nothing, expected the folder for the results, such as "results" (all 2 jobs)'),
     (TINY + 'dataset = "acdc"', "grid.toml: profile: found none, expected mini, fast or paper"),
@@ -156,7 +157,7 @@ def test_a_run_is_named_by_what_the_loader_chose(tmp_path, data_root):
     (TINY + "fold = [1, 9]", "grid.toml: phantom: fold: found 9, expected one of [1, 2, 3, 4, 5]"),
     (TINY + 'method = ["pce", "our"]\nseed = [1, 2]', "did you mean 'ours'? (method=our seed=1; method=our seed=2)"),
     (TINY + 'seed = [1, 2, 3, 4, 5]\nfold = [0, 1]', "(seed=1 fold=0; seed=2 fold=0; seed=3 fold=0; 2 more)"),
-    (TINY + "data_patient = 5", "data_patient: unknown setting; did you mean 'data_patients'?"),
+    (TINY + "data_patient = 5", "grid.toml: data_patient: unknown setting; did you mean 'data_patients'?"),
     (TINY + 'ssa_layer = "encoder.9"', "encoder.9"),
     (TINY + 'root = "scans"', "expected none for the phantom"),
 ])
@@ -189,6 +190,20 @@ def test_data_that_is_not_there_is_said_once(tmp_path):
     with pytest.raises(ValueError) as caught:
         read_grid(written(tmp_path, text))
     assert str(caught.value).count("acdc: found no patient") == 1 and str(caught.value).endswith("(all 4 jobs)")
+
+
+def test_what_jobs_share_is_looked_at_once_whether_it_is_right_or_wrong(tmp_path, monkeypatch):
+    looked: list[tuple[str, int]] = []
+
+    def look(setup):
+        looked.append((setup.config.method, setup.config.fold))
+        if setup.config.fold == 2:
+            raise DataError("patient002: no label")
+
+    monkeypatch.setattr(grids, "check_scorable", look)
+    with pytest.raises(ValueError, match="patient002: no label"):
+        read_grid(written(tmp_path, TINY + 'method = ["pce", "ours"]\nfold = [1, 2]\nseed = [1, 2, 3]'))
+    assert looked == [("pce", 1), ("pce", 2)]
 
 
 def test_a_job_by_its_name(tmp_path):

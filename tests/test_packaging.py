@@ -116,7 +116,7 @@ def test_the_metadata_are_the_project_s(metadata):
     assert metadata["Version"] == PROJECT["version"] and metadata["License-Expression"] == "Apache-2.0"
     required = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
     assert {str(r) for r in required if not r.marker} == {str(Requirement(line)) for line in PROJECT["dependencies"]}
-    assert set(metadata.get_all("Provides-Extra")) == {"notebook", "book", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"notebook", "grid", "book", "test"}
     assert metadata["Description-Content-Type"] == "text/markdown"
 
 

@@ -496,7 +496,7 @@ def test_h5_spacing_comes_from_a_table_or_from_nifti_headers(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("{", "an unreadable file"), ("{}", "patient001_frame01: found None"), ("[1, 2, 3]", "found None"),
+    ("{", "no JSON"), ("{}", "patient001_frame01: found None"), ("[1, 2, 3]", "found None"),
     ('{"patient001": [1.5, 10]}', r"found \[1.5, 10\]"), ('{"patient001": [1.5, 1.5, -10]}', "three positive numbers"),
 ])
 def test_a_wrong_table_of_spacings_is_named(tmp_path, content, words):

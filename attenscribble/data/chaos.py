@@ -6,8 +6,10 @@
 __all__ = ['CHAOS_CLASSES', 'CHAOS_IGNORE', 'CHAOS_FOLDS', 'ARCHIVE', 'write_slice', 'Series', 'read_series', 'chaos']
 
 # %% ../../nbs/data/16_chaos.ipynb #5547eaab
+import hashlib
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +30,9 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from ..basics.errors import DataError, one_of
 from .grid import Grid
-from .scans import (
-    Case, Dataset, _check_same_grid, already_cut, check_claim, check_memory, in_folder, read_nifti, scale_intensities)
+from attenscribble.data.scans import (
+    Case, Dataset, _check_same_grid, already_cut, check_claim, check_memory, file_hashes, in_folder, read_nifti,
+    scale_intensities)
 from .simulation import simulate
 
 # %% ../../nbs/data/16_chaos.ipynb #391a0411
@@ -131,7 +134,7 @@ def _rescaling(file: _File, header: Header) -> tuple[float, float]:
             raise DataError(f"{file}: {name}", value, "a finite number, and no slope of 0")
     return numbers[0], numbers[1]
 
-# %% ../../nbs/data/16_chaos.ipynb #cbfcb1f0
+# %% ../../nbs/data/16_chaos.ipynb #89de23f2
 def _decode(file: _File, header: Header) -> np.ndarray:
     "Stored values. Raises DataError for pixels that cannot be decoded, here or anywhere."
     try:
@@ -365,7 +368,8 @@ def chaos(
     read = partial(_read_patient, root=root, pairs=pairs, sequence=sequence, phase=phase,
                    hand=_hand(scribbles, seed, options))
     return Dataset("chaos", CHAOS_CLASSES, CHAOS_IGNORE, tuple(f"chaos{n:02d}" for n in numbers), read, folds, "chaos",
-                   _credit(settings, bool(pairs)), len(_PHASES[phase]), settings, reading=_READING)
+                   _credit(settings, bool(pairs)), len(_PHASES[phase]), settings, reading=_READING,
+                   content=None if callable(scribbles) else partial(_hashes, root=root, pairs=pairs, sequence=sequence))
 
 # %% ../../nbs/data/16_chaos.ipynb #10248866
 def _sequence(sequence: str, phase: str, root: Path, conversion: bool) -> str:
@@ -513,6 +517,30 @@ def _scaled(volume: np.ndarray, where: _File) -> np.ndarray:
         return scale_intensities(volume, 1 if already_cut(volume) else 0.99)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+
+# %% ../../nbs/data/16_chaos.ipynb #227257c5
+def _hashes(patient: str, *, root: Path, pairs: Mapping[int, dict[str, Path]], sequence: str) -> dict[str, str]:
+    "Kind of data → hash of a patient's files."
+    number = int(patient.removeprefix("chaos"))
+    if pairs:
+        return file_hashes({f"{kind}s": [path] for kind, path in sorted(pairs[number].items())})
+    with _release(root) as patients:
+        folder = patients[number] / _SEQUENCES[sequence]
+        return {kind: _sums(folder / name) for kind, name in (("images", "DICOM_anon"), ("labels", "Ground"))}
+
+# %% ../../nbs/data/16_chaos.ipynb #2b67c58b
+def _sums(folder: _File) -> str:
+    "The hash of names and check sums of all files below a folder."
+    found, places = [], [("", folder)]
+    while places:
+        name, place = places.pop()
+        if place.is_dir():
+            places += [(f"{name}/{entry.name}", entry) for entry in place.iterdir()]
+        elif isinstance(place, zipfile.Path):
+            found.append((name, place.root.getinfo(place.at).CRC))
+        elif place.is_file():
+            found.append((name, zlib.crc32(place.read_bytes())))
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/16_chaos.ipynb #b97dcd58
 def _conversion(root: Path) -> dict[int, dict[str, Path]]:

@@ -8,6 +8,7 @@ __all__ = ['Report', 'check']
 # %% ../../nbs/data/18_check.ipynb #44f58595
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import pandas as pd
 
 from ..basics.errors import DataError, named_place
 from .folder import (
-    Folder, Labels, ScanFiles, complete_patients, count_values, grouped, low_contrast, make_folds, matching_grid,
-    open_folder, patients_of, scale_file, scan_remarks)
+    Folder, Labels, ScanFiles, axis_along, class_without_strokes, complete_patients, dataset_of, grouped,
+    learnt_patients, look_at, mapped, matching_grid, open_folder, patients_of, scale_file, scan_remarks, slicing_of)
 from .grid import Grid, three_axes
-from .scans import read_nifti
+from .scans import Case, Dataset, read_nifti
+from .scribbles import count_strokes
 
 # %% ../../nbs/data/18_check.ipynb #6764c7d2
 _ONE_PATIENT = ("if that is a patient, say so, or one patient may be trained on and tested on; patient='[^_]+' takes "
@@ -33,35 +35,42 @@ class _Findings:
 
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    labels: Labels | None = None  # what values mean, if that is known
+    axes: dict[str, str] = field(default_factory=dict)  # scan → axis of its file across which it is cut
+    normal: Sequence[float] | None = None  # across the slices of the other scans
     counts: dict[Path, Counter] = field(default_factory=dict)  # mask → voxels of each value
+    drawn: dict[Path, tuple[int, int]] = field(default_factory=dict)  # scribble → strokes, slices with some
+    spacings: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # scan → (z,y,x) mm
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # scan → what the table says of it
 
 # %% ../../nbs/data/18_check.ipynb #fffab496
 def _check_scan(name: str, files: ScanFiles, opened: Folder, found: _Findings) -> None:
     "Add what is wrong with one scan's files; nothing is raised for bad data."
-    grid, row = _check_images(files, opened, found), found.rows.setdefault(name, {})
+    grid, row = _check_images(name, files, opened, found), found.rows.setdefault(name, {})
     if grid:
         sizes = three_axes(grid.shape)
         row |= {"z×y×x": "×".join(str(sizes[a]) for a in grid.axes), "across": grid.plane,
                 "mm": "×".join(f"{mm:.3g}" for mm in grid.spacing_mm)}
+        found.spacings[name] = grid.spacing_mm
     for kind, path in (("scribble", files.scribble), ("label", files.label)):
         row[kind] = "yes" if path else ""
         try:
-            if path:
+            if path and path in found.counts:  # else it could not be read
                 _check_mask(path, kind, grid, opened, found, row)
         except DataError as error:
             found.problems.append(str(error))
 
 # %% ../../nbs/data/18_check.ipynb #8ee612ae
-def _check_images(files: ScanFiles, opened: Folder, found: _Findings) -> Grid | None:
+def _check_images(name: str, files: ScanFiles, opened: Folder, found: _Findings) -> Grid | None:
     "Look at one scan's images; their grid, unless none can be read."
-    grid = None
+    grid, axis = None, found.axes.get(name, opened.options.axis)
     for path in files.images:
         try:
             volume, scan = read_nifti(path, flat=True)
-            grid = grid or Grid.of(scan, opened.options.axis)
-            matching_grid(path, scan, grid, opened.options.check_affine)
+            grid = grid or Grid.of(scan, axis_along(scan, found.normal) if axis == "auto" else axis)
+            place = matching_grid(path, scan, grid, opened.options.check_affine)
             scaled = scale_file(path, volume, opened.options.clip, opened.options.robust)
+            Case(name, "", np.ascontiguousarray(place.take(scaled.T)), grid.spacing_mm, grid.affine, source=str(path))
             found.remarks += scan_remarks(path, scan, scaled, opened.options.robust)
         except DataError as error:
             found.problems.append(str(error))
@@ -71,15 +80,21 @@ def _check_images(files: ScanFiles, opened: Folder, found: _Findings) -> Grid | 
 def _check_mask(path: Path, kind: str, grid: Grid | None, opened: Folder, found: _Findings,
                 row: dict[str, Any]) -> None:
     "Look at one mask. Raises DataError for a fault."
-    volume, scan = read_nifti(path, flat=True)
-    values = found.counts[path] = count_values(volume)
+    values = found.counts[path]
     if len(values) == 1:
         raise DataError(path, f"the value {next(iter(values)):g} in all voxels", "something drawn")
-    if grid:
-        place = matching_grid(path, scan, grid, opened.options.check_affine)
-        if kind == "scribble":
-            drawn = (place.take(volume.T) != values.most_common(1)[0][0]).any(axis=(1, 2))
-            row["slices drawn on"] = f"{drawn.sum()} of {len(drawn)}"
+    if not grid:
+        return
+    volume, scan = read_nifti(path, flat=True)
+    place = matching_grid(path, scan, grid, opened.options.check_affine)
+    if kind == "scribble" and found.labels:
+        stored = place.take(mapped(volume.T, opened.options.map))
+        drawn = stored != found.labels.ignore
+        slices = drawn.any(axis=(1, 2))
+        numbered = np.unique(stored, return_inverse=True)[1].reshape(stored.shape)  # any numbers, also NaN
+        strokes = count_strokes(np.where(drawn, numbered, -1), -1)
+        found.drawn[path] = (strokes, int(slices.sum()))
+        row |= {"slices drawn on": f"{slices.sum()} of {len(slices)}", "strokes": str(strokes)}
 
 # %% ../../nbs/data/18_check.ipynb #3c8a47b0
 def _class_table(opened: Folder, labels: Labels | None, found: _Findings) -> pd.DataFrame:
@@ -97,7 +112,7 @@ def _class_table(opened: Folder, labels: Labels | None, found: _Findings) -> pd.
 
 # %% ../../nbs/data/18_check.ipynb #1098dcfa
 def _check_values(opened: Folder, labels: Labels, found: _Findings) -> None:
-    "Add values without a name, scribbles without an unannotated voxel, and classes that are drawn nowhere."
+    "Add values without a name, and scribbles without an unannotated voxel."
     for kind, known in (("scribble", {*labels.drawn, labels.ignore}), ("label", {labels.values[0], *labels.drawn})):
         for name, path in opened.masks(kind).items():
             values = found.counts.get(path, Counter())
@@ -107,9 +122,6 @@ def _check_values(opened: Folder, labels: Labels, found: _Findings) -> None:
                                                     "in dataset.json")))
             if kind == "scribble" and values:
                 _check_unannotated(name, path, values, labels.ignore, found)
-    table = _class_table(opened, labels, found)
-    for name in table.index[table.scans == 0]:
-        found.problems.append(f"class {name!r} (value {table.value[name]}): nobody drew it on any scan")
 
 # %% ../../nbs/data/18_check.ipynb #6636083a
 def _check_unannotated(name: str, path: Path, values: Counter, ignore: int, found: _Findings) -> None:
@@ -161,51 +173,120 @@ def check(
     except DataError as error:
         return Report(Path(path), pd.DataFrame(), pd.DataFrame(), [str(error)], [])
     found = _Findings([str(fault) for fault in opened.faults])
+    found.labels = labels = _find_labels(opened, found)
+    if labels:
+        found.axes, found.normal = slicing_of(opened, labels.ignore)
     for name, files in opened.scans.items():
         _check_scan(name, files, opened, found)
     found.remarks[:] = grouped(found.remarks)
-    labels = _find_labels(opened, found)
-    _compare(opened, labels, found)
+    if labels:
+        _check_values(opened, labels, found)
+    plan = _plan(opened, patients, labels, found)
+    _compare(opened, patients, labels, found)
     table = pd.DataFrame.from_dict(found.rows, orient="index").fillna("")
-    return Report(opened.root, table, _class_table(opened, labels, found), found.problems, found.remarks,
-                  _plan(opened, patients))
+    return Report(opened.root, table, _class_table(opened, labels, found), found.problems, found.remarks, plan)
 
 # %% ../../nbs/data/18_check.ipynb #0fff87bd
 def _find_labels(opened: Folder, found: _Findings) -> Labels | None:
-    "What the values mean, and the faults of all values; None, and the reason as a problem, if it is not known."
-    drawn, dense = (sum((found.counts[mask] for mask in opened.masks(kind).values() if mask in found.counts), Counter())
-                    for kind in ("scribble", "label"))
+    "What the values mean; None, and the reason as a problem, if it is not known. Masks that cannot be read, too."
+    sums = {}
+    for kind in ("scribble", "label"):
+        sums[kind] = Counter[int | float]()
+        for path in opened.masks(kind).values():
+            try:
+                marks = opened.marks.get(path) or look_at(path, opened.options.map)
+                found.counts[path] = marks.counts
+                sums[kind] += marks.counts
+            except DataError as error:
+                found.problems.append(str(error))
     try:
-        labels = opened.labels(drawn, dense)
+        return opened.labels(sums["scribble"], sums["label"])
     except DataError as error:
         found.problems.append(str(error))
         return None
-    _check_values(opened, labels, found)
-    return labels
 
 # %% ../../nbs/data/18_check.ipynb #3d8a3c5f
-def _compare(opened: Folder, labels: Labels | None, found: _Findings) -> None:
+def _compare(opened: Folder, patients: dict[str, list[str]], labels: Labels | None, found: _Findings) -> None:
     "Add remarks on the folder as a whole."
     if labels and not opened.named:
         names = {"labels": dict(zip(labels.names, labels.drawn, strict=True)), "ignore": labels.ignore}
         found.remarks.append(f"no names: dataset.json may hold {json.dumps(names)}, with names of your own")
-    if len(planes := {row["across"] for row in found.rows.values() if "across" in row}) > 1:
-        found.remarks.append(f"slices lie in different planes ({', '.join(sorted(planes))}); axis=… takes one for all")
+    _compare_planes(opened, found)
     bare = [name for name, files in opened.scans.items() if not (files.scribble or files.label)]
     if bare:
         found.remarks.append(f"no mask for {', '.join(bare[:5])}{' …' * (len(bare) > 5)}: segmented, not learnt from")
+    complete, labelled = complete_patients(opened, patients, "label"), opened.masks("label")
+    if unused := [p for p, scans in patients.items() if p not in complete and any(s in labelled for s in scans)]:
+        found.remarks.append(f"labels of {', '.join(unused[:5])}{' …' * (len(unused) > 5)} are not scored against: "
+                             "only some of the patient's scans have one")
+    if labels and labelled and opened.masks("scribble"):
+        drawn, dense = (sum((found.counts[p] for p in opened.masks(kind).values() if p in found.counts), Counter())
+                        for kind in ("scribble", "label"))
+        if lacking := [name for name, value in zip(labels.names, labels.drawn, strict=True)
+                       if value != labels.drawn[0] and drawn[value] and not dense[value]]:
+            found.remarks.append(f"strokes show {', '.join(lacking)}, and no dense label does: where it is right, "
+                                 "it is scored as wrong, unless the labelled scans have none of it")
     starts = Counter(name.rpartition("_")[0] for name in opened.scans)
     if not opened.options.patient and len(starts) > 1 and max(starts.values()) > 1 and "" not in starts:
         found.remarks.append(f"several scans begin with {starts.most_common(1)[0][0]!r}: {_ONE_PATIENT}")
 
 # %% ../../nbs/data/18_check.ipynb #1a04c396
-def _plan(opened: Folder, patients: dict[str, list[str]]) -> str:
-    "What a training would do, in words."
-    kind, options = "scribble" if opened.masks("scribble") else "label", opened.options
-    learnt, labelled = (complete_patients(opened, patients, k) for k in (kind, "label"))
-    tests, trains = make_folds(learnt, labelled, list(patients), folds=options.folds, seed=options.seed)
-    if not labelled or options.folds == 0:
-        return (f"fold 1: trains on the {kind}s of {len(trains[1])} patients, segments all {len(opened.scans)} scans, "
-                "scores nothing")
-    return "\n".join(f"fold {k}: trains on the {kind}s of {len(trains[k])} patients, tests {len(test)}"
-                     for k, test in tests.items())
+def _compare_planes(opened: Folder, found: _Findings) -> None:
+    "Add a remark on the scans that are not cut across their largest spacing; across their own all are cut rightly."
+    thin = {name: mm for name, mm in found.spacings.items() if mm[0] < 0.99 * max(mm)}
+    for name, mm in thin.items():
+        if opened.options.axis == "auto":
+            why = "its strokes lie so" if name in found.axes else "the scans that are learnt from are cut so"
+            reason, cure = f"because {why}", "axis=… takes another"
+        else:
+            reason, cure = f"because of axis={opened.options.axis}", "leave the option out to follow the strokes"
+        found.remarks.append(f"{opened.scans[name].images[0]}: slices are {found.rows[name]['across']}, {mm[0]:.3g} mm "
+                             f"apart with pixels of {mm[1]:.3g}×{mm[2]:.3g} mm, not across the largest spacing, "
+                             f"{reason}; {cure}")
+
+# %% ../../nbs/data/18_check.ipynb #13659c89
+def _plan(opened: Folder, patients: dict[str, list[str]], labels: Labels | None, found: _Findings) -> str:
+    "What a training would do, in words; what it would refuse is added to the problems."
+    if labels is None:
+        return ""
+    try:
+        dataset = dataset_of(opened, labels, patients)
+    except DataError as error:
+        if str(error) not in found.problems:
+            found.problems.append(str(error))
+        return ""
+    kind, _ = learnt_patients(opened, patients)
+    found.problems += _absent_classes(opened, dataset, patients, kind, labels, found)
+    if lone := [fold for fold in dataset.folds if len(dataset.split(fold)[0]) == 1]:
+        found.remarks.append(f"one patient only is trained on in fold {', '.join(map(str, lone))}")
+    lines = []
+    for fold in dataset.folds:
+        train, test = dataset.split(fold)
+        tests = f"tests {len(test)}" if dataset.scored else f"segments all {len(opened.scans)} scans, scores nothing"
+        lines.append(f"fold {fold}: trains on {_learnt(opened, train, patients, kind, found)}, {tests}")
+    return "\n".join(lines)
+
+# %% ../../nbs/data/18_check.ipynb #d9130806
+def _learnt(opened: Folder, train: Sequence[str], patients: dict[str, list[str]], kind: str, found: _Findings) -> str:
+    "What a fold learns from, in words."
+    masks = opened.masks(kind)
+    used = [masks[scan] for patient in train for scan in patients[patient] if scan in masks]
+    whole = f"{len(used)} scans of {len(train)} patients"
+    if kind == "label":
+        return f"the labels of {whole}"
+    strokes, slices = (sum(found.drawn.get(path, (0, 0))[k] for path in used) for k in (0, 1))
+    return f"the {strokes} strokes on {slices} slices of {whole}"
+
+# %% ../../nbs/data/18_check.ipynb #1e8eb1c6
+def _absent_classes(opened: Folder, dataset: Dataset, patients: dict[str, list[str]], kind: str, labels: Labels,
+                    found: _Findings) -> list[str]:
+    "The folds that lack a class where they train, in the words of a training; the same lack in all folds only once."
+    ids = {value: k for k, value in enumerate(labels.drawn if kind == "scribble" else labels.values)}
+    faults, lacks = [], []
+    for fold in dataset.folds:
+        paths = [opened.masks(kind).get(scan) for patient in dataset.split(fold)[0] for scan in patients[patient]]
+        seen = {ids[value] for path in paths if path in found.counts for value in found.counts[path] if value in ids}
+        if fault := class_without_strokes(dataset, fold, kind, seen):
+            faults.append(str(fault))
+        lacks.append(tuple(sorted(seen)))
+    return faults[:1] if len(set(lacks)) == 1 else faults

@@ -18,7 +18,7 @@ from ..basics.errors import DataError, one_of
 from .chaos import ARCHIVE, chaos
 from .folder import folder
 from .phantom import phantom
-from .scans import Dataset, acdc, wsl4mis
+from .scans import Dataset, acdc, in_folder, wsl4mis
 
 # %% ../../nbs/data/19_datasets.ipynb #91ac3952
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ _ACDC = Source(
     "acdc", "cardiac cine MR, 100 patients, two frames each, NIfTI", acdc,
     ("acdc/training", "acdc", "acdc/database/training", "training", "database/training", "."),
     ("patient*/patient*_frame*.nii*",),
-    "images and labels: register at https://www.creatis.insa-lyon.fr/Challenge/acdc, download the training set; "
+    "images and labels: register at https://www.creatis.insa-lyon.fr/Challenge/acdc, download the training set "
+    "(data_testing=true tests the testing set, unpacked beside it); "
     "scribbles: attenscribble download acdc-scribbles, or DATA/acdc_scribbles.zip of "
     "https://github.com/gvalvano/multiscale-adversarial-attention-gates, unpacked beside the images or given as "
     "scribbles=…",
@@ -107,6 +108,8 @@ def find_dataset(
     if not source.folders:
         return None
     places = _places(source, root)
+    if root:
+        in_folder(Path(root).expanduser())  # one that cannot be read is not an empty one
     if found := next((place for place in places if _is_dataset(place, source.patterns)), None):
         return found
     raise _missing(source, places)

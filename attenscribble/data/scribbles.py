@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECK_PX', 'depth_px', 'centre_line', 'walk', 'draw_path', 'stroke', 'largest_parts', 'simulate_scribble',
-           'annotated_share']
+           'annotated_share', 'count_strokes']
 
 # %% ../../nbs/data/12_scribbles.ipynb #a7c80519
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.interpolate import make_interp_spline
 from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter1d, label as number_components
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from skimage.morphology import convex_hull_image, skeletonize
 
 # %% ../../nbs/data/12_scribbles.ipynb #55fae2ca
@@ -252,3 +254,20 @@ def annotated_share(
         raise ValueError(f"scribble: found shape {scribble.shape}, expected at least one pixel")
     _check_values("scribble", scribble, classes, ignore)
     return np.array([(scribble == class_id).mean() for class_id in range(classes)])
+
+# %% ../../nbs/data/12_scribbles.ipynb #14f8d468
+def count_strokes(
+    scribble: np.ndarray,  # [Z,Y,X] class ids, `ignore` where unannotated
+    ignore: int,  # value of an unannotated pixel
+) -> int:  # over all slices and values
+    "Number of connected parts of one value within a slice; pixels that share a corner are connected."
+    padded = np.pad(scribble, ((0, 0), (0, 1), (1, 1)), constant_values=ignore)  # no neighbour beyond a border
+    flat, width = padded.ravel(), padded.shape[-1]
+    drawn = np.flatnonzero(flat != ignore)
+    number = np.zeros(flat.size, np.int64)
+    number[drawn] = np.arange(len(drawn))
+    pairs = [drawn[flat[drawn] == flat[drawn + step]] + np.array([[0], [step]])
+             for step in (1, width - 1, width, width + 1)]
+    one, other = number[np.concatenate(pairs, 1)]
+    graph = coo_array((np.ones(len(one), bool), (one, other)), (len(drawn), len(drawn)))
+    return int(connected_components(graph, directed=False, return_labels=False)) if len(drawn) else 0

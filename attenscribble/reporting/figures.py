@@ -7,7 +7,6 @@ __all__ = ['Circle', 'circles', 'draw_circles', 'Anatomy', 'anatomy', 'plot_arch
            'dataset_of', 'plot_methods', 'picture_folder']
 
 # %% ../../nbs/reporting/61_figures.ipynb #9476f6f9
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,9 +30,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.pyplot import subplots
 
 # %% ../../nbs/reporting/61_figures.ipynb #6ee125a7
-from ..basics.drawing import class_legend, draw, panels
+from ..basics.drawing import class_legend, draw, for_figure, panels
 from ..basics.errors import DataError
-from ..basics.files import project_root
+from ..basics.files import project_root, read_json
 from ..data.datasets import open_dataset
 from ..data.scans import Case, Dataset
 from ..method.ssa import AttendedLayer
@@ -338,10 +337,7 @@ def read_run(
 ) -> Run:  # what both files say
     "One run folder. Raises DataError for a missing or broken file."
     path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(path, f"no settings ({type(error).__name__})", "the JSON a run starts with") from None
+    settings = read_json(path, "the JSON a run starts with")
     if not isinstance(settings, dict) or not isinstance(settings.get("data"), dict):
         raise DataError(f"{path}: data", "nothing of the kind", "the options of the dataset")
     return Run(folder, settings, read_result(folder / "result.json"))
@@ -401,7 +397,7 @@ def _panel_title(name: str, scores: pd.DataFrame) -> str:
     "A run's name and its means over the classes of the volume."
     scores = scores.astype({"hd95_mm": float})
     distance = "" if scores.hd95_mm.isna().all() else f", HD95 {scores.hd95_mm.mean():.1f} mm"
-    return f"{name}\nDSC {scores.dsc.mean():.2f}{distance}"
+    return f"{for_figure(name)}\nDSC {scores.dsc.mean():.2f}{distance}"
 
 
 def _caption(runs: Sequence[Run], case: Case, z: int, policy: str, min_px: int) -> str:
@@ -417,7 +413,7 @@ def _finish(figure: Figure, dataset: Dataset, caption: str) -> None:
     "Caption on top, a legend of classes and circles below."
     width, grid = figure.get_figwidth(), cast(GridSpec, figure.axes[-1].get_gridspec())
     figure.set_figheight(figure.get_figheight() + 0.2 * grid.nrows + 0.6)
-    figure.suptitle("\n".join(textwrap.wrap(caption, int(15.5 * width))), fontsize=8, x=0.01, ha="left")
+    figure.suptitle("\n".join(textwrap.wrap(for_figure(caption), int(15.5 * width))), fontsize=8, x=0.01, ha="left")
     class_legend(figure, dataset.class_names)
     (classes,) = figure.legends
     lines = [Line2D([], [], color=colour, linestyle=line, linewidth=1.7, label=kind)

@@ -19,8 +19,9 @@ from nibabel import Nifti1Image
 
 # %% ../../nbs/reporting/62_nnunet.ipynb #06d2fa8d
 from ..basics.errors import DataError, named_place, one_of
-from ..basics.files import read_json, write_atomic, write_json
+from ..basics.files import read_json, without_parts, write_atomic, write_json
 from ..data.datasets import SOURCES
+from ..data.folder import class_without_strokes
 from ..data.scans import Case, Dataset, _check_same_grid, read_nifti
 from ..method.objective import METHODS
 from .tables import summary_of
@@ -67,9 +68,13 @@ def _write_fold(new: Path, dataset: Dataset, fold: int, target: str, content: di
     (train, test), seen = dataset.split(fold), set[int]()
     cases: dict[str, list[str]] = {}
     for case in dataset.cases(train):
+        if dataset.version and getattr(case, target) is None:
+            continue  # in a user's own folder a patient may have scans without strokes
         cases.setdefault(case.patient, []).append(case.name)
         _write_images(case, new / "imagesTr")
         seen |= _write_target(case, dataset, target, new / "labelsTr")
+    if dataset.version and (fault := class_without_strokes(dataset, fold, target, seen)):
+        raise fault
     if absent := [name for class_id, name in enumerate(dataset.class_names) if class_id not in seen]:
         raise DataError(f"{dataset.name}: fold {fold}: {target}", f"no pixel of {', '.join(absent)}",
                         "every class in some training case: nnU-Net would never predict it")
@@ -109,7 +114,7 @@ def _describe_dataset(dataset: Dataset, target: str, channels: Sequence[str]) ->
     licence = SOURCES[dataset.name].licence if dataset.name in SOURCES else dataset.source
     return {"channel_names": {str(k): name for k, name in enumerate(channels)}, "labels": labels,
             "file_ending": ".nii.gz", "name": dataset.name, "reference": dataset.source, "licence": licence,
-            "description": f"{target}s, intensities cut at the scan's 99th percentile and scaled to [0, 1]"}
+            "description": f"{target}s, intensities cut and scaled to [0, 1]"}
 
 # %% ../../nbs/reporting/62_nnunet.ipynb #0013c77d
 def _label_numbers(dataset: Dataset, target: str) -> dict[str, int]:
@@ -219,13 +224,13 @@ def _read_predictions(
     ids[list(table)] = range(len(table))
     return {name: (case, ids[stored[name]]) for name, case in cases.items()}, left_out
 
-# %% ../../nbs/reporting/62_nnunet.ipynb #243a4faf
+# %% ../../nbs/reporting/62_nnunet.ipynb #9db7c47b
 def _prediction_files(
     folder: Path, dataset: Dataset, fold: int, cases: Sequence[str]
 ) -> tuple[dict[str, Path], list[str]]:
     "A file for every test case, and names of what is no mask of one. Raises DataError for a missing or further one."
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.nii*")):
+    for path in without_parts(folder.glob("*.nii*")):
         name = re.sub(r"\.nii(\.gz)?$", "", path.name)
         if files.setdefault(name, path) != path:
             raise DataError(path, f"a second mask of {name}", f"only {files[name]}")

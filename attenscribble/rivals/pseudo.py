@@ -12,8 +12,10 @@ import json
 import multiprocessing
 import os
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +29,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..basics.distributed import BatchMean, ratio
-from ..basics.files import cache_folder, write_atomic
+from ..basics.files import cache_folder, end_with_parent, write_atomic
 from ..data.batches import SliceStore, resize_image
 from ..method.objective import SEGMENTATION, LossContext, Method, Term, after, dense_loss, register
 from ..method.pce import partial_cross_entropy
@@ -128,15 +130,30 @@ def _cached(job: tuple[np.ndarray, np.ndarray], make: partial, folder: Path) -> 
     image, scribble = job
     recipe = json.dumps([make.func.__name__, make.keywords, image.shape], sort_keys=True).encode()
     path = folder / f"{hashlib.sha256(recipe + image.tobytes() + scribble.tobytes()).hexdigest()[:32]}.npz"
-    try:
-        with np.load(path) as file:
-            return file["labels"]
-    except (OSError, ValueError, KeyError, EOFError):
-        labels = make(image, scribble)
-    write_atomic(path, partial(np.savez_compressed, labels=labels))
+    known = [*range(make.keywords["classes"]), make.keywords["ignore"]]
+    if (found := _kept(path, scribble.shape, known)) is not None:
+        return found
+    labels = make(image, scribble)
+    with suppress(OSError):  # a cache that cannot be written costs time, no training
+        write_atomic(path, partial(np.savez_compressed, labels=labels))
     return labels
 
 # %% ../../nbs/rivals/40_pseudo_labels.ipynb #76df807d
+def _kept(path: Path, shape: tuple[int, ...], known: Sequence[int]) -> np.ndarray | None:
+    "A guess from the cache, its checksum verified; None for what is not there, damaged, or no guess for such a slice."
+    if not path.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+        with np.load(path) as file:
+            labels = file["labels"]
+    except Exception:  # numpy, zip and zlib raise many kinds for damaged bytes
+        return None
+    fits = whole and labels.dtype == np.uint8 and labels.shape == shape and bool(np.isin(labels, known).all())
+    return labels if fits else None
+
+# %% ../../nbs/rivals/40_pseudo_labels.ipynb #76b27c34
 def _guess_all(store: SliceStore, make: partial, workers: int | None) -> list[np.ndarray]:
     "The guesses for all slices of a store, [H,W] uint8 each."
     jobs = [tuple(plane.cpu().numpy() for plane in store.native(n)) for n in range(len(store))]
@@ -146,7 +163,7 @@ def _guess_all(store: SliceStore, make: partial, workers: int | None) -> list[np
     if workers == 1:
         return list(bar(map(work, jobs)))
     fresh = multiprocessing.get_context("spawn")  # a fork of a process that runs torch's threads may hang
-    with ProcessPoolExecutor(workers, fresh) as pool:
+    with ProcessPoolExecutor(workers, fresh, end_with_parent, (os.getpid(),)) as pool:
         return list(bar(pool.map(work, jobs, chunksize=8)))
 
 # %% ../../nbs/rivals/40_pseudo_labels.ipynb #c21510b7

@@ -29,16 +29,12 @@ from threading import Event
 from typing import Any
 
 import pandas as pd
+import tomli
 import torch
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # %% ../../nbs/runs/57_grid.ipynb #1d90961f
 from ..basics.errors import DataError, did_you_mean, one_of
-from ..basics.files import project_root, write_json
+from ..basics.files import project_root, without_parts, write_json
 from ..method.other_networks import build_network
 from .config import OPEN, Config
 from .launch import _end
@@ -97,7 +93,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(file, "no such file", "a grid of runs")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomli.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bytes that are no text, too
         raise DataError(file, f"no TOML ({error})", 'lines such as method = ["pce", "ours"]') from None
 
@@ -150,7 +146,9 @@ def _without_excluded(file: Path, content: Mapping[str, Any], wanted: list[_Want
     if not (isinstance(rules, list) and all(isinstance(rule, dict) and rule for rule in rules)):
         raise DataError(f"{file}: exclude", repr(rules), "tables with settings, each below its own [[exclude]]")
     out = [one for number, rule in enumerate(rules, 1) for one in _named(f"{file}: exclude {number}", rule, wanted)]
-    return [one for one in wanted if one not in out]
+    if not (kept := [one for one in wanted if one not in out]):
+        raise DataError(f"{file}: exclude", f"all {len(wanted)} jobs", "at least one that is left")
+    return kept
 
 # %% ../../nbs/runs/57_grid.ipynb #add95469
 def _named(where: str, rule: Mapping[str, Any], wanted: list[_Wanted]) -> list[_Wanted]:
@@ -183,14 +181,19 @@ class _Checks:
     "What was found for earlier jobs, by what was looked for."
 
     look: bool  # into the data, and at the network
-    passed: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
 
     def once(self, check: Callable[[], Any], *key: object) -> Any:
         "A check's result, from an earlier job if that was the same. Raises what the check raises."
         text = json.dumps(key, default=str)
-        if text not in self.passed:
-            self.passed[text] = check()
-        return self.passed[text]
+        if text not in self.known:
+            try:
+                self.known[text] = check()
+            except (ValueError, TypeError, OSError) as error:
+                self.known[text] = error
+        if isinstance(self.known[text], Exception):
+            raise self.known[text]
+        return self.known[text]
 
 # %% ../../nbs/runs/57_grid.ipynb #217067c1
 def _checked(file: Path, one: _Wanted, checks: _Checks) -> Job:
@@ -350,7 +353,7 @@ def read_archive(
 ) -> dict[Path, dict[str, Any]]:  # by file
     "What lies in an archive. Raises DataError for a file that is no result."
     found = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in without_parts(Path(folder).glob("*.json")):
         try:
             found[path] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -131,14 +131,19 @@ def _backend(device: str) -> str:
 # text and line end in one piece, or lines of two processes run into each other on the pipe that they share: flushed
 # at each line end, and never "unbuffered", which in Python writes the line end by itself
 _LINE_BUFFERED = "import sys; sys.stdout.reconfigure(line_buffering=True, write_through=False)\n"
+_MORTAL = ("import os\nfrom attenscribble.basics.files import end_with_parent\n"
+           "end_with_parent(int(os.environ['ATTENSCRIBBLE_PARENT']))\n")  # of torchrun this one, of the others torchrun
+_TORCHRUN = _MORTAL + ("os.environ['ATTENSCRIBBLE_PARENT'] = str(os.getpid())\n"
+                       "from torch.distributed.run import main\nmain()")
 
 
 def _torchrun(count: int, code: str, arguments: Sequence[str]) -> subprocess.Popen:
     "Start `torchrun` with code for each process; all they print comes out of one pipe."
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
-               "--no-python", sys.executable, "-c", _LINE_BUFFERED + code, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    command = [sys.executable, "-c", _TORCHRUN, "--standalone", "--nproc-per-node", str(count),
+               "--no-python", sys.executable, "-c", _LINE_BUFFERED + _MORTAL + code, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR",
+                   "ATTENSCRIBBLE_PARENT": str(os.getpid())}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
                             start_new_session=True)
 

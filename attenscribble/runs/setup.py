@@ -8,13 +8,14 @@ __all__ = ['choose_device', 'choose_precision', 'Setup', 'with_held_out', 'resol
 # %% ../../nbs/runs/51_setup.ipynb #53810000
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from ..basics.errors import one_of
 from ..data.datasets import SOURCES, open_dataset
-from ..data.scans import Dataset
+from ..data.scans import Content, Dataset, content_of
 from ..method.objective import Method, Objective
 from .config import Config, method_and_terms, usable_device
 
@@ -52,6 +53,11 @@ class Setup:
     device: torch.device
     precision: torch.dtype | None  # autocast type of the network; None: plain float32
 
+    @cached_property
+    def content(self) -> Content:
+        "What the fold trains on and tests, as hashes, when it was first asked for."
+        return content_of(self.dataset, self.config.fold)
+
 # %% ../../nbs/runs/51_setup.ipynb #bb17f818
 def with_held_out(
     dataset: Dataset,  # with the fold
@@ -72,7 +78,7 @@ def with_held_out(
     return replace(dataset, folds=dataset.folds | {fold: tuple(dict.fromkeys(held))},
                    trains=dataset.trains | {fold: rest})
 
-# %% ../../nbs/runs/51_setup.ipynb #c8988474
+# %% ../../nbs/runs/51_setup.ipynb #f06f379d
 def resolve(
     config: Config,  # the settings of the run
     dataset: Dataset | None = None,  # data that is at hand; None: those that the settings name are opened

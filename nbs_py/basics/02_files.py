@@ -19,18 +19,21 @@
 
 # %%
 #| export
+import ctypes
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from threading import get_native_id
+from threading import Thread, get_native_id
 from typing import Any
 
 import psutil
@@ -124,14 +127,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# %%
-place = Path(tempfile.mkdtemp()) / "kept/log.csv"
-write_atomic(place, lambda new: new.write_text("step,loss"))
-try:
-    write_atomic(place, lambda new: (new.write_text("st"), 1 / 0))
-except ZeroDivisionError:
-    assert place.read_text() == "step,loss" and list(place.parent.iterdir()) == [place]
-
 # %% [markdown]
 # ## What a killed process leaves behind
 #
@@ -208,11 +203,43 @@ def remove_orphans(
 
 
 # %%
+place = Path(tempfile.mkdtemp()) / "kept/log.csv"
+write_atomic(place, lambda new: new.write_text("step,loss"))
+try:
+    write_atomic(place, lambda new: (new.write_text("st"), 1 / 0))
+except ZeroDivisionError:
+    assert place.read_text() == "step,loss" and list(place.parent.iterdir()) == [place]
+
+# %%
 orphan = place.with_name(f".{2**22 + 1}-{2**22 + 1}-result.json")  # of a process that cannot be
 orphan.write_text("{")
 assert without_parts(place.parent.iterdir()) == [place]
 write_atomic(place, lambda new: new.write_text("step,loss"))
 assert not orphan.exists()
+
+
+# %% [markdown]
+# ## No process without the one that started it
+#
+# A process that is killed cannot end those that it started, and they would go on computing and writing with nobody to listen. So each of them asks for
+# its own end: Linux kills it together with its parent; elsewhere a thread looks twice a second whether the parent is still there.
+
+# %%
+#| export
+def end_with_parent(
+    parent: int,  # number of the process that started this one
+) -> None:
+    "From now on this process ends at once when its parent is gone, even a killed one."
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    "Wait for a parent's end, then end this process without another line of Python."
+    while os.getppid() == parent and psutil.pid_exists(parent):  # Windows keeps the number of a parent that is gone
+        time.sleep(0.5)
+    os._exit(1)
 
 
 # %% [markdown]
@@ -320,11 +347,13 @@ def read_json(
     "Read JSON. Raises DataError naming the file, for all that is no JSON, too deep, too large, or cannot be read."
     try:
         if (size := Path(path).stat().st_size) > _MOST_BYTES:
-            raise ValueError(f"{size:,} bytes")
+            raise ValueError(f"{size:,} bytes of it")
         content = json.loads(Path(path).read_bytes(), object_pairs_hook=_each_once)
         _check_depth(content)
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
+    except OSError as error:
         raise DataError(path, f"an unreadable file ({error})", expected) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise DataError(path, f"no JSON ({error})", expected) from None
     return content
 
 

@@ -19,6 +19,9 @@
 
 # %%
 #| export
+import html
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +76,59 @@ def class_rgba(
 assert class_colour(0) == "#FFFFFF" and class_colour(3) == "#D55E00" and class_colour(9) == class_colour(1)
 two_by_two = class_rgba(np.array([[0, 1], [4, 3]]), ignore=4)
 assert two_by_two[1, 0, 3] == 0 and two_by_two[0, 0, 3] == 0 and two_by_two[0, 1, 3] == 1
+
+
+# %% [markdown]
+# ## Names are only names
+#
+# A class, a patient or a file may be called `$_$`, `a|b` or `<b>`, and a file's name need not be text at all. Matplotlib would read the first as a
+# formula and fail, Markdown the second as a border, a browser the third as a command. Every name goes through one of these functions on its way.
+
+# %%
+#| export
+def plain(
+    text: object,  # a name from a file or its content
+    keep: str = "",  # control characters that stay
+) -> str:  # text that any file, terminal or font can take
+    "A name with its control characters, and what is no text in it, shown by their codes."
+    return "".join(c if c in keep or not _unprintable(c) else c.encode("unicode_escape", "backslashreplace").decode()
+                   for c in str(text))
+
+
+def _unprintable(char: str) -> bool:
+    "A control character, half a character (a surrogate), a line separator, or a command to turn the writing round."
+    turning = "\u202a\u202b\u202d\u202e\u2066\u2067\u2068"
+    return char in turning or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+
+
+# %%
+#| export
+def for_figure(
+    text: object,  # a name
+) -> str:  # for a title, a label, a caption
+    "A name as matplotlib draws it: no formula, and no label that a legend leaves out."
+    shown = plain(text).replace("$", r"\$")
+    return f"\u200a{shown}" if shown.startswith("_") else shown  # a hair space
+
+
+def for_html(
+    text: object,  # a name
+) -> str:  # for a widget or a page
+    "A name as a browser shows it: no tag, no attribute."
+    return html.escape(plain(text))
+
+
+def for_markdown(
+    text: object,  # a name
+) -> str:  # for a cell of a table or a line
+    "A name as Markdown shows it: no border, no emphasis, no link, no formula, no tag."
+    shown = re.sub(r"([\\`*|\[\]~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain(text))
+    return html.escape(shown, quote=False)
+
+
+# %%
+assert for_figure("$_$") == r"\$_\$" and for_html("<b>") == "&lt;b&gt;" and plain("a\udcffb\n") == r"a\udcffb\n"
+assert for_markdown("a|b") == r"a\|b" and for_markdown("left_kidney") == "left_kidney"
 
 
 # %% [markdown]
@@ -169,7 +225,8 @@ def class_legend(
     background: bool = False,  # name class 0 too
 ) -> None:
     "One legend below all panels: a coloured square for each class."
-    handles = [Rectangle((0, 0), 1, 1, facecolor=class_colour(i), edgecolor="black", linewidth=0.5, label=name)
+    handles = [Rectangle((0, 0), 1, 1, facecolor=class_colour(i), edgecolor="black", linewidth=0.5,
+                         label=for_figure(name))
                for i, name in enumerate(class_names) if i or background]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
 
@@ -208,5 +265,5 @@ def save_figure(
 # %% [markdown]
 # ## Recap
 #
-# `draw`, `panels`, `class_legend` and `save_figure` make the pictures. [The next chapter](04_native.ipynb) leaves Python
+# `draw`, `panels`, `class_legend` and `save_figure` make the pictures; `for_figure`, `for_html` and `for_markdown` keep names names. [The next chapter](04_native.ipynb) leaves Python
 # for a few lines of C.

@@ -21,9 +21,11 @@
 # %%
 #| export
 import gzip
+import hashlib
+import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -303,6 +305,7 @@ class Dataset:
     values: tuple[int, ...] = ()  # index = class id: its value in mask files; () stands for the ids themselves
     reading: dict[str, Any] = field(default_factory=dict)  # options with which `read_scan` reads one more scan alike
     version: str = ""  # changes with the files of a user's folder; "" for a published dataset
+    content: Callable[[str], dict[str, str]] | None = None  # patient → kind of data → hash; None: of what is read
 
     def __post_init__(self) -> None:
         _check_dataset(self)
@@ -340,8 +343,117 @@ print(refused(lambda: Dataset("toy", ("background", "liver", "right kidney", "le
 
 
 # %% [markdown]
-# The last fault is a common one. In ACDC, 4 marks an unannotated pixel. In CHAOS, 4 is the spleen. Code with a literal
-# 4 in it works on the first and leaves an organ out on the second.
+# ## Which data was it?
+#
+# A run that is taken up again, or a result that is filed beside others, has to know whether its data is still the same.
+# Names, sizes and times do not tell: files can be exchanged by others of equal size. So what a fold trains on and tests
+# is hashed, a hash for each patient and kind of data, and two of these tables say what has changed. Loaders hash the
+# bytes of their files. That costs little beside reading them: all of ACDC is 96 MB in 600 files, 0.36 s of SHA-256
+# where loading took 7.8 s on the same core.
+
+# %%
+#| export
+def file_hashes(
+    files: Mapping[str, Iterable[Path]],  # kind of data ("images", "scribbles", "labels") → files
+) -> dict[str, str]:  # kind → hash of names and bytes; a kind without a file is left out
+    "Hashes of a patient's files. Raises DataError for one that cannot be read."
+    found = {}
+    for kind, paths in files.items():
+        digest, empty = hashlib.sha256(), True
+        for path in paths:
+            digest.update(f"{path.name}:{_bytes_hash(path)};".encode())
+            empty = False
+        if not empty:
+            found[kind] = digest.hexdigest()[:16]
+    return found
+
+
+# %%
+#| export
+def _bytes_hash(path: Path) -> str:
+    "The hash of a file's bytes."
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(path, f"an unreadable file ({error.strerror})", "one that can be read") from None
+
+
+def _case_hashes(cases: Iterable[Case]) -> dict[str, str]:
+    "Kind of data → hash of what was read: for a dataset that does not hash its files."
+    digests = {kind: hashlib.sha256() for kind in ("images", "scribbles", "labels")}
+    for case in cases:
+        for kind, array in (("images", case.image), ("scribbles", case.scribble), ("labels", case.label)):
+            what = "none" if array is None else f"{array.dtype}{array.shape}{case.spacing_mm}"
+            digests[kind].update(f"{case.name}:{what}".encode())
+            digests[kind].update(b"" if array is None else np.ascontiguousarray(array).data)
+    return {kind: digest.hexdigest()[:16] for kind, digest in digests.items()}
+
+
+# %%
+#| export
+Content = dict[str, dict[str, dict[str, str]]]  # "trained on", "tested" → patient → kind of data → hash
+
+
+def content_of(
+    data: Dataset,  # what is asked about
+    fold: int,  # of the dataset
+) -> Content:  # of all patients of the fold, in plain types
+    "What a fold trains on and tests, as hashes. Raises DataError for an unknown fold or a file that cannot be read."
+    def of(patient: str) -> dict[str, str]:
+        return data.content(patient) if data.content else _case_hashes(data.read(patient))
+
+    sides = dict(zip(("trained on", "tested"), data.split(fold), strict=True))
+    known = {patient: of(patient) for patient in dict.fromkeys(p for side in sides.values() for p in side)}
+    return {side: {patient: known[patient] for patient in patients} for side, patients in sides.items()}
+
+
+# %%
+#| export
+def content_id(
+    content: Content,  # of `content_of`
+) -> str:  # 16 hexadecimal digits
+    "One hash of all of it."
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _some(names: Iterable[str]) -> str:
+    "The first five names, in order."
+    listed = sorted(names)
+    return ", ".join(listed[:5]) + f" and {len(listed) - 5} more" * (len(listed) > 5)
+
+
+# %%
+#| export
+def content_changes(
+    before: Content,  # of `content_of`, earlier
+    now: Content,  # of `content_of`
+) -> str:  # such as "the scribbles of patient001; patient007 is no longer tested"; "" if nothing has changed
+    "What differs between two contents, in words."
+    parts, changed = [], dict[str, set[str]]()
+    for side in ("trained on", "tested"):
+        old, new = before.get(side, {}), now.get(side, {})
+        for names, words in ((old.keys() - new.keys(), "no longer"), (new.keys() - old.keys(), "newly")):
+            parts += [f"{words} {side}: {_some(names)}"] if names else []
+        for patient in old.keys() & new.keys():
+            for kind in (old[patient].items() ^ new[patient].items()):
+                changed.setdefault(kind[0], set()).add(patient)
+    return "; ".join([*(f"the {kind} of {_some(changed[kind])}" for kind in sorted(changed)), *parts])
+
+
+# %%
+first = {"trained on": {"b": {"images": "1", "scribbles": "2"}}, "tested": {"a": {"images": "3", "labels": "4"}}}
+then = {"trained on": {"b": {"images": "1", "scribbles": "9"}}, "tested": {"c": {"images": "3", "labels": "4"}}}
+assert content_changes(first, first) == "" and content_id(first) != content_id(then)
+assert content_changes(first, then) == "the scribbles of b; no longer tested: a; newly tested: c"
+bright = Dataset("toy", toy.class_names, 4, ("a", "b"), lambda patient: [good], {1: ("a",)}, "acdc")
+dark = Dataset("toy", toy.class_names, 4, ("a", "b"), lambda patient: [
+    Case("patient001", "frame01", good.image / 2, SPACING_MM, scribble=scribble, label=label)], {1: ("a",)}, "acdc")
+assert content_changes(content_of(bright, 1), content_of(dark, 1)) == "the images of a, b"
+
+
+# %% [markdown]
+# One fault of a dataset is common. In ACDC, 4 marks an unannotated pixel. In CHAOS, 4 is the spleen. Code with a
+# literal 4 in it works on the first and leaves an organ out on the second.
 
 # %% [markdown]
 # ## Intensities
@@ -877,10 +989,18 @@ _ACDC_SOURCE = ("ACDC: Bernard et al., IEEE TMI 2018, CC BY-NC-SA 4.0; "
 
 
 def _acdc_dataset(name: str, patients: tuple[str, ...], read: Callable[[str], list[Case]], source: str,
-                  testing: bool = False) -> Dataset:
+                  content: Callable[[str], dict[str, str]], testing: bool = False) -> Dataset:
     "What both forms of ACDC have in common; further scans are turned to RAS, as all headers of ACDC have it."
     return Dataset(name, ACDC_CLASSES, ACDC_IGNORE, patients, read, _acdc_folds(patients, testing), "acdc", source,
-                   options={"testing": True} if testing else {}, reading={"axis": "RAS", "robust": False})
+                   options={"testing": True} if testing else {}, reading={"axis": "RAS", "robust": False},
+                   content=content)
+
+
+def _acdc_hashes(frames: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
+    "The hashes of a patient's frames."
+    kinds = {"images": "image", "scribbles": "scribble", "labels": "gt"}
+    return file_hashes({name: [files[kind] for files in frames.values() if kind in files]
+                        for name, kind in kinds.items()})
 
 
 # %%
@@ -902,7 +1022,8 @@ def acdc(
     def read(patient: str) -> list[Case]:
         return [_acdc_case(name, kinds, check_affine) for name, kinds in files[patient].items()]
 
-    return _acdc_dataset("acdc", tuple(files), read, _ACDC_SOURCE, testing)
+    return _acdc_dataset("acdc", tuple(files), read, _ACDC_SOURCE, lambda patient: _acdc_hashes(files[patient]),
+                         testing)
 
 
 # %% [markdown]
@@ -1064,6 +1185,19 @@ def _spacing_of(name: str, table: Any, spacing: Path | str | None) -> tuple[floa
 
 # %%
 #| export
+def _h5_hashes(patient: str, frames: Mapping[str, dict[int, Path]], table: Any) -> dict[str, str]:
+    "The hashes of a patient's files, and of their voxel sizes where a table holds them."
+    paths = [parts[number] for _, parts in sorted(frames.items()) for number in sorted(parts)]
+    if not isinstance(table, dict):
+        return file_hashes({"files": paths})
+    sizes = [table.get(f"{patient}_{frame}", table.get(patient)) for frame in sorted(frames)]
+    scans = [size for size in sizes if isinstance(size, Path)]
+    written = {} if scans else {"voxel sizes": hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]}
+    return file_hashes({"files": paths, "voxel sizes": scans}) | written
+
+
+# %%
+#| export
 def wsl4mis(
     root: Path | str,  # folder with *.h5, or with ACDC_training_volumes/ and ACDC_training_slices/
     spacing: Path | str | None = None,  # JSON {patient: [x,y,z] in mm}, or a folder with the NIfTI files; else None
@@ -1076,7 +1210,11 @@ def wsl4mis(
         return [_h5_case(patient, frame, parts, _spacing_of(f"{patient}_{frame}", table, spacing), first)
                 for frame, parts in sorted(files[patient].items())]
 
-    return _acdc_dataset("wsl4mis", tuple(sorted(files)), read, f"{_ACDC_SOURCE}; HDF5: Luo et al., MICCAI 2022, MIT")
+    def hashes(patient: str) -> dict[str, str]:
+        return _h5_hashes(patient, files[patient], table)
+
+    source = f"{_ACDC_SOURCE}; HDF5: Luo et al., MICCAI 2022, MIT"
+    return _acdc_dataset("wsl4mis", tuple(sorted(files)), read, source, hashes)
 
 
 # %%

@@ -598,7 +598,7 @@ def phantom(
         return [_draw_case(patient, frame, drawn, noise, streams[i:i + 2]) for frame, i in ((1, 1), (9 + index % 5, 3))]
 
     return Dataset("phantom", ACDC_CLASSES, ACDC_IGNORE, names, read, folds, "acdc",
-                   f"drawn by attenscribble, seed {seed}")
+                   f"drawn by attenscribble, seed {seed}", content=lambda patient: {})  # its options say all
 
 
 # %% [markdown]

@@ -21,8 +21,10 @@
 
 # %%
 #| export
+import hashlib
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +47,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from attenscribble.basics.errors import DataError, one_of
 from attenscribble.data.grid import Grid
 from attenscribble.data.scans import (
-    Case, Dataset, _check_same_grid, already_cut, check_claim, check_memory, in_folder, read_nifti, scale_intensities)
+    Case, Dataset, _check_same_grid, already_cut, check_claim, check_memory, file_hashes, in_folder, read_nifti,
+    scale_intensities)
 from attenscribble.data.simulation import simulate
 
 # %%
@@ -693,7 +696,8 @@ def chaos(
     read = partial(_read_patient, root=root, pairs=pairs, sequence=sequence, phase=phase,
                    hand=_hand(scribbles, seed, options))
     return Dataset("chaos", CHAOS_CLASSES, CHAOS_IGNORE, tuple(f"chaos{n:02d}" for n in numbers), read, folds, "chaos",
-                   _credit(settings, bool(pairs)), len(_PHASES[phase]), settings, reading=_READING)
+                   _credit(settings, bool(pairs)), len(_PHASES[phase]), settings, reading=_READING,
+                   content=None if callable(scribbles) else partial(_hashes, root=root, pairs=pairs, sequence=sequence))
 
 
 # %% [markdown]
@@ -881,6 +885,38 @@ def _scaled(volume: np.ndarray, where: _File) -> np.ndarray:
         return scale_intensities(volume, 1 if already_cut(volume) else 0.99)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+
+
+# %% [markdown]
+# **Which data it was.** A hash for the scans and one for the labels; the simulated strokes follow from them and from the
+# settings. A zip holds a check sum of each of its files already, so the unpacked files are asked for the same.
+
+# %%
+#| export
+def _hashes(patient: str, *, root: Path, pairs: Mapping[int, dict[str, Path]], sequence: str) -> dict[str, str]:
+    "Kind of data → hash of a patient's files."
+    number = int(patient.removeprefix("chaos"))
+    if pairs:
+        return file_hashes({f"{kind}s": [path] for kind, path in sorted(pairs[number].items())})
+    with _release(root) as patients:
+        folder = patients[number] / _SEQUENCES[sequence]
+        return {kind: _sums(folder / name) for kind, name in (("images", "DICOM_anon"), ("labels", "Ground"))}
+
+
+# %%
+#| export
+def _sums(folder: _File) -> str:
+    "The hash of names and check sums of all files below a folder."
+    found, places = [], [("", folder)]
+    while places:
+        name, place = places.pop()
+        if place.is_dir():
+            places += [(f"{name}/{entry.name}", entry) for entry in place.iterdir()]
+        elif isinstance(place, zipfile.Path):
+            found.append((name, place.root.getinfo(place.at).CRC))
+        elif place.is_file():
+            found.append((name, zlib.crc32(place.read_bytes())))
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:16]
 
 
 # %% [markdown]

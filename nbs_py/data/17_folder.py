@@ -23,14 +23,15 @@
 #| export
 import hashlib
 import json
+import math
 import random
 import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -45,7 +46,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from attenscribble.basics.errors import DataError, did_you_mean
 from attenscribble.basics.files import read_json
 from attenscribble.data.grid import Grid, placed, three_axes
-from attenscribble.data.scans import SHIFT_MM, Case, Dataset, already_cut, in_folder, read_nifti, scale_intensities
+from attenscribble.data.scans import (
+    SHIFT_MM, Case, Dataset, already_cut, file_hashes, in_folder, read_nifti, scale_intensities)
 
 # %%
 import os
@@ -138,28 +140,64 @@ class_legend(figure, ["background", "label 1", "label 2", "label 3"], background
 # | ACDC's scribbles | 4 | not drawn |
 # | nnU-Net | the label `ignore` | not drawn |
 #
-# The most frequent value of the scribbles is taken as "not drawn" if it is 0 or 255. Any other has to be given as
-# `ignore`, and if 0 is "not drawn", so has the value of the background: **a wrong guess would go unnoticed, and the
-# network would learn it**. In dense labels, and in the masks that are written, every class keeps its value; only the
-# background becomes 0 where scribbles use 0 for "not drawn".
+# Two of these are recognised without a word. **255** is "not drawn" and 0 the background if, in every scribble, 255 fills
+# three quarters of the voxels at least and it is 255, not 0, that lies around the strokes of the other values. And if
+# you say that the background is another value than 0, then **0** is "not drawn". Everything else has to be said in
+# `dataset.json`, and the refusal shows the line. How often a value occurs never decides what it means: **a wrong guess
+# would go unnoticed, and the network would learn it**. In dense labels, and in the masks that are written, every class
+# keeps its value; only the background becomes 0 where scribbles use 0 for "not drawn".
 
 # %%
-def unannotated_naive(voxels):
-    "The rule, one voxel at a time: the most frequent value, if it is 0 or 255; else None."
-    most, count = None, 0
-    for value in voxels:
-        here = sum(other == value for other in voxels)
-        most, count = (value, here) if here > count else (most, count)
-    return most if most in (0, 255) else None
+def surrounded_naive(rows):
+    "The rule, one pixel of a slice at a time: 255 fills three quarters, and nine tenths of what is beside strokes."
+    pixels = {(y, x): value for y, row in enumerate(rows) for x, value in enumerate(row)}
+    beside = [pixels.get((y + dy, x + dx)) for (y, x), value in pixels.items() if value not in (0, 255)
+              for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+    zero, free = beside.count(0), beside.count(255)
+    return 4 * list(pixels.values()).count(255) >= 3 * len(pixels) and 10 * zero <= zero + free
 
 
 # %% [markdown]
-# **By hand.** Voxels 0 0 0 1 2: three of five are 0, so 0 is "not drawn". In 4 4 4 0 1 the most frequent value is 4,
-# whose meaning is unknown, so it is refused. **What breaks**: every voxel is compared with every other. Counting once
-# per file is enough.
+# **By hand.** A stroke of 1 in the middle of 255, and a stroke of 0 at the border: 255 lies around it. The same stroke
+# of 1 with 0 around it and 255 beyond: somebody painted the background with 255, and 0 is what was left open.
+#
+# **Where it breaks.** It counts pixel by pixel; a scan has half a million of them. Whole arrays are shifted instead.
 
 # %%
-assert [unannotated_naive(v) for v in ([0, 0, 0, 1, 2], [4, 4, 4, 0, 1], [255, 255, 0])] == [0, None, 255]
+drawn = np.full((9, 9), 255, np.uint8)
+drawn[4, 3:6], drawn[0, 1:8] = 1, 0
+painted = np.full((9, 9), 255, np.uint8)
+painted[3:6, 2:7] = 0
+painted[4, 3:6] = 1
+assert surrounded_naive(drawn.tolist()) and not surrounded_naive(painted.tolist())
+
+# %%
+#| export
+_OPEN_SHARE, _ZERO_SHARE = 0.75, 0.1  # least share of 255 in a scribble; largest of 0 among its strokes' neighbours
+
+
+def unlike_scribble(
+    stored: np.ndarray,  # [...] a scribble as its file has it
+) -> str:  # "" if it is one in which 255 is not drawn and 0 the background, else what speaks against it
+    "Why 255 in a scribble cannot be taken for 'not drawn' unless somebody says so."
+    free, zero = stored == 255, stored == 0
+    if (share := free.mean()) < _OPEN_SHARE:
+        return f"255 fills only {share:.1%}"
+    strokes, beside = ~(free | zero), [0, 0]
+    for axis in range(stored.ndim):
+        for one, other in ((np.s_[:-1], np.s_[1:]), (np.s_[1:], np.s_[:-1])):
+            here = np.moveaxis(strokes, axis, 0)[one]
+            for k, what in enumerate((zero, free)):
+                beside[k] += int(np.count_nonzero(here & np.moveaxis(what, axis, 0)[other]))
+    share = beside[0] / max(sum(beside), 1)
+    return f"0 is {share:.0%} of what lies beside the strokes" if share > _ZERO_SHARE else ""
+
+
+# %%
+random_marks = np.random.default_rng(0)
+for _ in range(40):
+    marks = random_marks.choice([0, 1, 255], (8, 8), p=[0.03, 0.07, 0.9]).astype(np.uint8)
+    assert (unlike_scribble(marks) == "") == surrounded_naive(marks.tolist())
 
 # %%
 #| export
@@ -176,6 +214,7 @@ class Labels:
     names: tuple[str, ...]  # index = class id; the background first
     drawn: tuple[int, ...]  # index = class id: its value in scribbles
     ignore: int  # the value of a voxel that was not annotated in scribbles
+    table: Mapping[float, int] = field(default_factory=dict)  # value in a file → the value it stands for
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -198,7 +237,8 @@ def _class_ids(labels: Labels, stored: np.ndarray, where: object, dense: bool) -
     "Class ids of a mask, as `Labels.read` promises them."
     meaning = {value: class_id for class_id, value in enumerate(labels.drawn)}
     meaning = {labels.values[0]: 0} | meaning if dense else meaning | {labels.ignore: IGNORE}
-    stored, ids, known = _rounded(stored), np.zeros(stored.shape, np.uint8), np.zeros(stored.shape, bool)
+    stored = mapped(stored, labels.table)
+    ids, known = np.zeros(stored.shape, np.uint8), np.zeros(stored.shape, bool)
     for value, class_id in meaning.items():
         here = stored == value
         ids[here] = class_id
@@ -233,22 +273,38 @@ def _rounded(stored: np.ndarray) -> np.ndarray:
     if stored.dtype.kind != "f":
         return stored
     near = np.rint(stored)
-    return near if np.abs(stored - near).max() < 1e-3 else stored
+    return near if np.nanmax(np.abs(stored - near), initial=0) < 1e-3 else stored
+
+
+def mapped(
+    stored: np.ndarray,  # [...] a mask as its file has it
+    table: Mapping[float, int],  # value → the value it stands for; values that are not in it stay
+) -> np.ndarray:  # [...] integers, or floats where the file holds some
+    "A mask under the option `map`: a value such as 300, which no byte holds, becomes one that is wanted."
+    stored = _rounded(stored)
+    if not table:
+        return stored
+    found = stored.astype(np.float64 if stored.dtype.kind == "f" else np.int64)
+    for value, new in table.items():
+        found[np.isnan(stored) if value != value else stored == value] = new
+    return found
 
 
 def count_values(
-    stored: np.ndarray,  # [...] a mask as its file has it
+    stored: np.ndarray,  # [...] a mask as its file has it, or of `mapped`
 ) -> Counter[int | float]:  # value → number of voxels
     "How many voxels hold each value."
     values, counts = np.unique(_rounded(stored), return_counts=True)
-    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    known = (value if value == value else math.nan for value in values.tolist())  # one NaN, to be counted together
+    return Counter(dict(zip(known, counts.tolist(), strict=True)))
 
 
 # %% [markdown]
 # ## From dataset.json, options and the masks to meanings
 #
 # What you write in `dataset.json` or give as an option counts. Everything else is concluded from the values in the
-# files, by the rules above.
+# files, by the rules above. Without names, strokes and dense labels have to hold the same organs: an organ that one of
+# them lacks would silently be background in the other.
 
 # %%
 #| export
@@ -259,14 +315,16 @@ def meaning_of(
     *,
     ignore: int | None = None,  # value of a voxel that is not drawn, if it is known
     background: int | None = None,  # value of drawn background, if it is known
+    doubt: str = "",  # why 255 cannot be taken for "not drawn", of `unlike_scribble`
+    table: Mapping[float, int] | None = None,  # of the option `map`
     where: object = "dataset.json",  # for messages
 ) -> Labels:  # names and values of the classes
     "What the values mean. Raises DataError, with the line to write, where a guess would be needed."
     named, background = _named_values(named, background, where)
-    ignore = _not_drawn(named, drawn, ignore, where)
+    ignore = _not_drawn(named, drawn, ignore, background, doubt, where)
     values = _class_values(named, drawn, dense, ignore, background, where)
     names = {values[0]: "background"} | {value: name for name, value in named.items()}
-    return Labels(tuple(names.get(value, f"label {value}") for value in values), values, ignore)
+    return Labels(tuple(names.get(value, f"label {value}") for value in values), values, ignore, table or {})
 
 
 # %%
@@ -290,16 +348,46 @@ def _named_values(named: Mapping[str, Any], background: int | None, where: objec
 
 # %%
 #| export
-def _not_drawn(named: Mapping[str, int], drawn: Counter[int | float], ignore: int | None, where: object) -> int:
-    "The value of a voxel that is not drawn. Raises DataError where the most frequent one could be a class."
-    if ignore is None and drawn:
-        most = drawn.most_common(1)[0][0]
-        if most not in (0, 255) or most in named.values():
-            share, name = drawn[most] / drawn.total(), next((n for n, v in named.items() if v == most), "no name")
-            raise DataError(where, f"the value {most:g} ({name}) in {share:.1%} of the scribbles' voxels",
-                            f'to be told the value that is not drawn: "ignore": {most:g} if it is this one')
-        ignore = int(most)
-    return IGNORE if ignore is None else int(ignore)
+def _not_drawn(named: Mapping[str, int], drawn: Counter[int | float], ignore: int | None, background: int | None,
+               doubt: str, where: object) -> int:
+    "The value of a voxel that is not drawn. Raises DataError where nothing says so."
+    if ignore is not None or not drawn:
+        return IGNORE if ignore is None else int(ignore)
+    free = {0, 255} & drawn.keys() - {*named.values(), background}
+    if free == {0} and background:  # the background is drawn as another value: 0 is what a viewer shows as empty
+        return 0
+    if not doubt and (free == {255} or (free == {0, 255} and background is None)):
+        return 255
+    if math.nan in drawn:
+        raise DataError(where, f"NaN in {drawn[math.nan]} of the scribbles' voxels", 'numbers; "map": {"nan": 255} in '
+                        "dataset.json reads them as 255, which is not drawn")
+    most = drawn.most_common(1)[0][0]  # for the line that is proposed, not for what is done
+    doubt = doubt if 255 in free else ""
+    shares = ", ".join(f"{value:g} ({_name_of(named, value)}) in {n / drawn.total():.1%}"
+                       for value, n in drawn.most_common(5))
+    raise DataError(where, f"the value {shares} of the scribbles' voxels" + (f"; {doubt}" if doubt else ""),
+                    f"to be told the value that is not drawn: {_proposed(named, drawn, most)}")
+
+
+# %%
+#| export
+def _name_of(named: Mapping[str, int], value: int | float) -> str:
+    "The name of a value, for messages."
+    return next((name for name, known in named.items() if known == value), "no name")
+
+
+def _proposed(named: Mapping[str, int], drawn: Collection[int | float], most: int | float) -> str:
+    "The lines for dataset.json that would settle what values mean, the likelier first."
+    whole = sorted(int(v) for v in drawn if float(v).is_integer())
+    lines = []
+    for ignore in dict.fromkeys((most, *(v for v in (0, 255) if v in whole))):
+        others = [v for v in whole if v != ignore]
+        back = 0 if 0 in others else max([v for v in others if v not in named.values()], default=max(whole) + 1)
+        names = {name: value for name, value in named.items() if value != ignore}
+        names = names or {f"label {v}": v for v in others if v != back}
+        names = names if any(name.lower() == "background" for name in names) else {"background": back} | names
+        lines.append(f'"ignore": {ignore:g} if it is this one ({json.dumps({"labels": dict(names)})[1:-1]})')
+    return ", or ".join(lines) + " in dataset.json"
 
 
 # %%
@@ -311,13 +399,29 @@ def _class_values(named: Mapping[str, int], drawn: Collection[int | float], dens
     organs = (set(named.values()) or strokes | truth) - {ignore}
     if background is None and ignore != 0 and 0 not in named.values():
         background = 0
-    if background is None and truth and len(extra := strokes - truth - {ignore}) == 1:
-        (background,) = extra  # drawn, and no organ of the dense labels
     if background is None:
+        lines = "; ".join(f'"background": {v}' for v in sorted(organs)[:6])
         raise DataError(where, f"the drawn values {sorted(organs)} and none of them said to be the background",
-                        'its value, such as "background": 1; it has to be drawn too, 0 means not drawn')
+                        f'its value in dataset.json, one of {lines}; it has to be drawn too, 0 means not drawn')
+    if not named and strokes and truth:
+        _check_same_organs(strokes - {ignore, background}, truth - {background, 0 if ignore == 0 else background},
+                           ignore, background, where)
     _check_classes(background, organs - {background}, ignore, where)
     return background, *sorted(organs - {background})
+
+
+# %%
+#| export
+def _check_same_organs(strokes: set[int], truth: set[int], ignore: int, background: int, where: object) -> None:
+    "Raise DataError unless strokes and dense labels hold the same organs."
+    if strokes == truth:
+        return
+    names = {"background": background} | {f"label {v}": v for v in sorted(strokes | truth)}
+    lines = json.dumps({"labels": names, "ignore": ignore})[1:-1]
+    other = json.dumps({"map": {str(min(strokes ^ truth)): background}})[1:-1]
+    raise DataError(where, f"the organs {sorted(strokes)} in the scribbles and {sorted(truth)} in the dense labels",
+                    f"the same in both, or dataset.json to name them: {lines}, and {other} for one that counts as "
+                    "background")
 
 
 # %%
@@ -328,7 +432,10 @@ def _check_classes(background: int, organs: set[int], ignore: int, where: object
         raise DataError(where, f"background {background}, not drawn {ignore}, other values {sorted(organs)}",
                         "two values for these two, and at least one class more")
     if wrong := [value for value in (background, *organs) if not 0 <= value <= 255]:
-        raise DataError(where, f"the class values {wrong}", "values from 0 to 255, which masks of one byte can hold")
+        free = iter(sorted({*range(1, 255)} - {background, ignore, *organs}))
+        lines = json.dumps({"map": {str(value): next(free) for value in wrong}})[1:-1]
+        raise DataError(where, f"the class values {wrong}", "values from 0 to 255, which masks of one byte can hold; "
+                        f"{lines} in dataset.json reads them as such")
 
 
 # %%
@@ -338,11 +445,13 @@ def meaning(named=(), drawn=(), dense=(), **known):
 
 assert meaning(drawn={255: 90, 0: 5, 1: 5}) == ({"background": 0, "label 1": 1}, 255, (0, 1))
 assert meaning(drawn={0: 90, 1: 5, 4: 5}, background=4) == ({"background": 4, "label 1": 1}, 0, (0, 1))
-assert meaning(drawn={0: 90, 1: 5, 4: 5}, dense={0, 1}) == ({"background": 4, "label 1": 1}, 0, (0, 1))
+assert meaning(drawn={0: 45, 1: 5, 255: 50}, background=255) == ({"background": 255, "label 1": 1}, 0, (0, 1))
 assert meaning({"background": 0, "RV": 1}, {4: 90, 0: 5, 1: 5}, ignore=4) == ({"background": 0, "RV": 1}, 4, (0, 1))
 
 # %%
 for wrong in ({"drawn": {4: 90, 0: 5, 1: 5}}, {"drawn": {0: 90, 1: 5, 2: 5}},
+              {"drawn": {0: 45, 1: 5, 255: 50}, "doubt": unlike_scribble(painted)},
+              {"drawn": {0: 5, 1: 5, 255: 90}, "dense": {0, 1, 2}},
               {"named": {"background": 0, "liver": 1}, "drawn": {0: 99, 1: 1}}):
     try:
         meaning(**wrong)
@@ -392,21 +501,21 @@ assert limits_naive([-32768] * 50 + list(range(100)), 0.9)[0] == -32768  # too m
 def _order(values: np.ndarray, clip: float) -> tuple[float, float]:
     "The percentiles 1 − clip and clip: values that are there, none between two of them."
     last = values.size - 1
-    ranks = int(np.floor((1 - clip) * last)), int(np.ceil(clip * last))
+    ranks = int((1 - clip) * last), int(np.ceil(clip * last))
     found = np.partition(values, ranks)
     return float(found[ranks[0]]), float(found[ranks[1]])
+
+
+def _shares_end(values: np.ndarray, value: np.number, clip: float) -> bool:
+    "Whether at least half as many voxels hold a value as would be cut at its end, and more than one."
+    count = np.count_nonzero(values == value)
+    return bool(count > 1 and 2 * count >= round((1 - clip) * values.size, 6))
 
 
 def _is_far(value: float, others: np.ndarray, clip: float) -> bool:
     "Whether a value is farther from the others than they are wide; no value is where they are all alike."
     low, high = _order(others, clip)
     return high > low and not 2 * low - high <= value <= 2 * high - low
-
-
-def _shares_end(values: np.ndarray, value: float, clip: float) -> bool:
-    "Whether at least half as many voxels hold a value as would be cut at its end, and more than one."
-    count = np.count_nonzero(values == value)
-    return bool(count > 1 and 2 * count >= round((1 - clip) * values.size, 6))
 
 
 # %%
@@ -416,19 +525,22 @@ def _measured(values: np.ndarray, clip: float) -> tuple[np.ndarray, list[float]]
     fills: list[float] = []
     common = _common(values)
     for end in ("common", *("least", "most") * 3):
-        value = float(values.min() if end == "least" else values.max() if end == "most" or common is None else common)
+        value = values.min() if end == "least" else values.max() if end == "most" or common is None else common
+        if value != common and not _shares_end(values, value, clip):
+            continue
         others = values[values != value]
         if 0 < others.size < values.size and others.min() < others.max() and (
-                value == common or (_shares_end(values, value, clip) and _is_far(value, others, clip))):
-            values, fills = others, [*fills, value]
+                value == common or _is_far(float(value), others, clip)):
+            values, fills = others, [*fills, float(value)]
     return values, fills
 
 
-def _common(values: np.ndarray) -> float | None:
+def _common(values: np.ndarray) -> np.number | None:
     "A value that a quarter of the voxels share; None if there is none. Such a value is one of the quartiles."
-    ranks = [values.size * k // 4 for k in (1, 2, 3)]
-    counts = {float(v): np.count_nonzero(values == v) for v in np.partition(values, ranks)[ranks]}
-    value = max(counts, key=lambda v: counts[v])
+    part = values[::max(1, values.size // 10**5)]  # where it is to be looked for; it is counted in all of them
+    counts = {value: np.count_nonzero(values == value) for value in np.unique(np.quantile(
+        part, np.arange(1, 10) / 10, method="nearest"))}
+    value = max(counts, key=lambda value: counts[value])
     return value if 4 * counts[value] >= values.size else None
 
 
@@ -437,10 +549,9 @@ def _common(values: np.ndarray) -> float | None:
 def _limits(volume: np.ndarray, clip: float) -> tuple[float, float]:
     "What becomes 0 and what becomes 1."
     values, fills = _measured(volume.ravel(order="K"), clip)
-    low, high = _order(values, clip)
-    least, most = float(values.min()), float(values.max())
-    low = least if low == high or _shares_end(values, least, clip) else low
-    high = most if low == high or _shares_end(values, most, clip) else high
+    (low, high), least, most = _order(values, clip), values.min(), values.max()
+    low = float(least) if low == high or _shares_end(values, least, clip) else low
+    high = float(most) if low == high or _shares_end(values, most, clip) else high
     wide = high - low
     for value in fills:
         low = min(low, value if value > low - wide else low - wide / 8)
@@ -493,6 +604,185 @@ interact(lambda strength=100: plot_outlier((strength,)), strength=(1, 10_000));
 
 
 # %% [markdown]
+# ## In which plane?
+#
+# Slices lie across the largest spacing, unless the strokes say otherwise: in a CT of thin slices the spacing within a
+# slice is the larger one. Who draws, draws all classes on one slice and then goes to another. So for each axis $a$ of
+# the file, with $m_a$ the mean number of classes on a slice across $a$ that has strokes, $n_a$ the number of such
+# slices, and $s_a$ the share of drawn voxels whose next voxel along $a$ has the same value, an axis $a$ is taken in
+# place of the thickest one $t$ if
+#
+# $$m_a\ge1.25\,m_t\ \text{ and }\ s_a\le s_t+0.1,\qquad\text{or}\qquad
+# s_a\le s_t-0.25\ \text{ and }\ 2\,n_a\le n_t.$$
+
+# %%
+def evidence_naive(volume, ignore, axis):
+    "m, n and s of one axis, slice by slice and voxel by voxel."
+    slices = [{*np.unique(part)} - {ignore} for part in np.moveaxis(volume, axis, 0)]
+    classes = [len(values) for values in slices if values]
+    inside = [place for place in np.ndindex(volume.shape) if volume[place] != ignore]
+    following = [tuple(k + (a == axis) for a, k in enumerate(place)) for place in inside]
+    same = sum(there[axis] < volume.shape[axis] and volume[here] == volume[there]
+               for here, there in zip(inside, following, strict=True))
+    return np.mean(classes), len(classes), same / len(inside)
+
+
+# %%
+#| export
+_MOST_VALUES = 64  # a mask with more is none, and is not looked at in detail
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    "What a mask's file holds, before its values have a meaning."
+
+    counts: Counter[int | float]  # value → voxels
+    doubt: str  # of `unlike_scribble`
+    scan: Nifti1Image  # its header and place
+    present: tuple[np.ndarray, ...]  # for each axis of the file: [slices, values] bool, values in the order of `counts`
+    following: np.ndarray  # [3, values]: voxels whose next one along the axis has the same value
+
+    def evidence(
+        self,
+        ignore: int,  # value of a voxel that is not drawn
+    ) -> list[tuple[float, int, float]]:  # for each axis of the file
+        "m, n and s: classes on a slice with strokes, number of these slices, share of voxels followed by their like."
+        return _evidence(self, ignore)
+
+
+# %%
+#| export
+def look_at(
+    path: Path,  # of a mask
+    table: Mapping[float, int] | None = None,  # of the option `map`
+) -> Marks:  # what it holds
+    "Read a mask without knowing what its values mean. Raises DataError for a broken file."
+    volume, scan = read_nifti(path, flat=True)
+    stored = mapped(volume.T, table or {})
+    counts = count_values(stored)
+    values = list(counts) if len(counts) <= _MOST_VALUES else []
+    present, following = tuple(np.zeros((n, len(values)), bool) for n in stored.shape), np.zeros((3, len(values)), int)
+    for column, value in enumerate(values):
+        here = np.isnan(stored) if value != value else stored == value
+        for axis in range(3):
+            one = np.moveaxis(here, axis, 0)
+            present[axis][:, column] = one.reshape(len(one), -1).any(1)
+            following[axis, column] = np.count_nonzero(one[1:] & one[:-1])
+    return Marks(counts, unlike_scribble(stored), scan, present, following)
+
+
+# %%
+#| export
+def _evidence(marks: Marks, ignore: int) -> list[tuple[float, int, float]]:
+    "`Marks.evidence`."
+    drawn = [column for column, value in enumerate(marks.counts) if value != ignore][:marks.following.shape[1]]
+    total = max(sum(n for value, n in marks.counts.items() if value != ignore), 1)
+    found = []
+    for axis in range(3):
+        classes = marks.present[axis][:, drawn].sum(1)
+        slices = int(np.count_nonzero(classes))
+        found.append((float(classes.sum() / max(slices, 1)), slices, float(marks.following[axis, drawn].sum() / total)))
+    return found
+
+
+# %%
+block = np.random.default_rng(1).choice([0, 1, 2, 255], (5, 6, 7), p=[0.05, 0.1, 0.05, 0.8]).astype(np.uint8)
+nib.save(nib.Nifti1Image(block, np.eye(4)), work / "block.nii.gz")
+for axis, found in enumerate(look_at(work / "block.nii.gz").evidence(255)):
+    np.testing.assert_allclose(found, evidence_naive(block, 255, axis))
+
+
+# %%
+#| export
+def axis_by_strokes(
+    scan: Nifti1Image,  # the image
+    marks: Marks,  # of its scribble
+    ignore: int,  # value of a voxel that is not drawn
+    check_affine: bool = True,  # False: the arrays match voxel by voxel, whatever the headers say
+) -> int:  # axis of the image's file
+    "Across which axis slices lie: the thickest one, unless the strokes clearly lie in another plane."
+    thickest = Grid.of(scan, "auto").axes[0]
+    if 1 in three_axes(scan.shape) or not any(slices for _, slices, _ in marks.evidence(ignore)):
+        return thickest
+    same = _same_axes(scan, marks.scan) if check_affine else {0: 0, 1: 1, 2: 2}
+    evidence = {same[axis]: found for axis, found in enumerate(marks.evidence(ignore))}
+    m, n, s = evidence[thickest]
+    clear = [(other, axis) for axis, other in evidence.items() if axis != thickest and (
+        (other[0] >= 1.25 * m and other[2] <= s + 0.1) or (other[2] <= s - 0.25 and 2 * other[1] <= n))]
+    return max(clear, key=lambda found: (found[0][0], -found[0][1]))[1] if clear else thickest
+
+
+# %%
+#| export
+def _same_axes(scan: Nifti1Image, mask: Nifti1Image) -> dict[int, int]:
+    "Axis of a mask's file → the axis of its image's file that runs the same way."
+    if not (placed(scan.header) and placed(mask.header)):
+        return {0: 0, 1: 1, 2: 2}
+    along = np.abs(_directions(mask).T @ _directions(scan))
+    image = [int(along[axis].argmax()) for axis in range(3)]
+    return dict(enumerate(image if sorted(image) == [0, 1, 2] else range(3)))
+
+
+def _directions(scan: Nifti1Image) -> np.ndarray:
+    "[3,3]: a column of length 1 for each axis of a file, in the patient's x, y, z."
+    matrix = scan.affine[:3, :3]
+    return matrix / np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)
+
+
+# %% [markdown]
+# **A scan without strokes**, in the folder or years later in `predict`, is cut as those with strokes were. Not by the
+# name of a plane: hearts are scanned along their own axis, near 45°, where "axial" turns into "sagittal" from one
+# patient to the next. What is kept is the *direction* across the slices, in the patient's millimetres. A new scan whose
+# slices are clearly thick, within 60° of that direction, is cut across them; any other scan across the axis that is
+# nearest to it.
+
+# %%
+#| export
+def common_normal(
+    normals: Sequence[np.ndarray],  # (x,y,z) across the slices of each scan; the sign does not matter
+) -> tuple[float, float, float] | None:  # None without any, or if one lies more than 60° off
+    "The direction across the slices of several scans."
+    if not normals:
+        return None
+    table = np.array(normals)
+    mean = np.linalg.eigh(table.T @ table)[1][:, -1]
+    x, y, z = (round(float(value), 4) for value in mean * (1 if mean.sum() >= 0 else -1))
+    return (x, y, z) if np.abs(table @ mean).min() >= 0.5 else None
+
+
+# %%
+#| export
+def axis_along(
+    scan: Nifti1Image,  # without strokes
+    normal: Sequence[float] | None,  # of `common_normal`
+) -> str:  # for `Grid.of`
+    "Across which axis of its file a scan is cut so that its slices lie as those of the training."
+    if normal is None or not placed(scan.header) or 1 in three_axes(scan.shape):
+        return "auto"
+    thickest, along = Grid.of(scan, "auto").axes[0], np.abs(np.array(normal) @ _directions(scan))
+    mm = np.linalg.norm(scan.affine[:3, :3], axis=0)
+    thick = mm[thickest] >= 2 * np.delete(mm, thickest).max() and along[thickest] >= 0.5
+    return str(thickest if thick else int(along.argmax()))
+
+
+# %%
+def thin(strokes_mm, mm=(0.98, 0.98, 0.7)):
+    "A CT of thin slices, with strokes on three axial slices; where the plane is taken from."
+    marks = np.full((40, 48, 48), 255, np.uint8)
+    for z in (5, 20, 35):
+        marks[z, 24, 20:28], marks[z, 4, 5:40] = 1, 0
+    nib.save(nib.Nifti1Image(marks.T, np.diag([*mm, 1])), work / "thin.nii.gz")
+    scan = nib.load(work / "thin.nii.gz")
+    return axis_by_strokes(scan, look_at(work / "thin.nii.gz"), 255) if strokes_mm else Grid.of(scan, "auto").axes[0]
+
+assert (thin(False), thin(True)) == (1, 2), "by spacing coronal, by strokes axial"
+short_axis = [np.array([np.sin(a), 0, np.cos(a)]) for a in np.radians([40, 44, 47])]
+near_45 = np.array([[1, 0, 7.3, 0], [0, 1.4, 0, 0], [-1, 0, 6.8, 0], [0, 0, 0, 1]])
+near_45 = nib.Nifti1Image(np.zeros((9, 9, 3)), near_45)
+assert axis_along(near_45, common_normal(short_axis)) == "2" and common_normal([*np.eye(3)]) is None
+
+
+# %% [markdown]
 # ## One scan
 #
 # A slice, a volume, or several modalities on one grid, in any number type NIfTI has, scale factors applied. A mask may
@@ -504,6 +794,7 @@ def read_scan(
     images: Sequence[Path],  # one file a modality
     *,
     axis: str = "stored",  # across which slices are taken, as `Grid.of`
+    normal: Sequence[float] | None = None,  # with axis "auto": across what the training's slices lay, (x,y,z)
     clip: float = 0.99,  # share of the voxels that keep their intensity
     robust: bool | str = "auto",  # as `FolderOptions`; False: as ACDC and CHAOS are scaled
     check_affine: bool = True,  # refuse files whose header places them elsewhere than the first modality
@@ -512,7 +803,7 @@ def read_scan(
 ) -> Case:  # without masks; image [Z,Y,X], of several modalities [Z,K,Y,X]
     """Read a scan as `folder` does, to train on or to segment. Raises DataError naming a file that is broken, 4D,
     blank, not finite, or not on the grid of the first."""
-    image, grid, remarks = _read_modalities(images, axis, clip, robust, check_affine)
+    image, grid, remarks = _read_modalities(images, axis, normal, clip, robust, check_affine)
     name = patient or images[0].name.split(".nii")[0]
     return Case(name, frame, image, grid.spacing_mm, grid.affine, source=str(images[0]), grid=grid, remarks=remarks)
 
@@ -520,13 +811,14 @@ def read_scan(
 # %%
 #| export
 def _read_modalities(
-    images: Sequence[Path], axis: str, clip: float, robust: bool | str, check_affine: bool
+    images: Sequence[Path], axis: str, normal: Sequence[float] | None, clip: float, robust: bool | str,
+    check_affine: bool
 ) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     "Image [Z,Y,X] or [Z,K,Y,X] in [0,1], the grid of the first file, and what is worth a look."
     grid, parts, remarks = None, [], []
     for path in images:
         volume, scan = read_nifti(path, flat=True)
-        grid = grid or Grid.of(scan, axis)
+        grid = grid or Grid.of(scan, axis_along(scan, normal) if axis == "auto" else axis)
         place = matching_grid(path, scan, grid, check_affine)
         parts.append(np.ascontiguousarray(place.take(scale_file(path, volume, clip, robust).T)))
         remarks += scan_remarks(path, scan, parts[-1], robust)
@@ -625,19 +917,30 @@ def matching_grid(
     located = check_affine and placed(scan.header) and placed(grid.header)
     if not located:  # no place to compare: then the arrays have to agree as they are stored
         other = replace(grid, header=scan.header, shape=scan.shape)
-    _check_same_size(path, grid, other)
+    cure = _voxel_by_voxel(scan, grid) if located else ""
+    _check_same_size(path, grid, other, cure)
     if check_affine:
-        _check_same_place(path, grid, other, located)
+        _check_same_place(path, grid, other, located, cure)
     return other
+
+
+def _voxel_by_voxel(scan: Nifti1Image, grid: Grid) -> str:
+    "What to do about a mask that lies elsewhere although its array has the scan's shape; empty for another shape."
+    if three_axes(scan.shape) != three_axes(grid.shape):
+        return ""
+    plain = np.allclose(np.abs(scan.affine[:3, :3]), np.eye(3))
+    kind = "an affine of 1 mm along each axis, as programs write that drop it" if plain else "another affine"
+    return (f"; it has {kind}, and its array has the scan's shape {tuple(scan.shape)}: check_affine=false (in "
+            'dataset.json "check_affine": false) takes the arrays voxel by voxel, if they are known to match')
 
 
 # %%
 #| export
-def _check_same_size(path: Path, grid: Grid, other: Grid) -> None:
+def _check_same_size(path: Path, grid: Grid, other: Grid, cure: str) -> None:
     "Raise DataError for another number of voxels along an axis."
     size, found = (_sizes(one) for one in (grid, other))
     if found != size:
-        raise DataError(path, f"(z,y,x) of {found} voxels", f"the image's {size}")
+        raise DataError(path, f"(z,y,x) of {found} voxels", f"the image's {size}{cure}")
 
 
 def _sizes(grid: Grid) -> tuple[int, ...]:
@@ -647,15 +950,15 @@ def _sizes(grid: Grid) -> tuple[int, ...]:
 
 # %%
 #| export
-def _check_same_place(path: Path, grid: Grid, other: Grid, located: bool) -> None:
+def _check_same_place(path: Path, grid: Grid, other: Grid, located: bool, cure: str) -> None:
     "Raise DataError if voxels lie elsewhere, or, where the files do not say where, if they have another size."
     far = np.array([*np.subtract(_sizes(grid), 1)[::-1], 1])
     moved_mm = np.abs(np.subtract(other.affine, grid.affine))[:3] @ far
     if not located:
         moved_mm = np.abs(np.subtract(other.spacing_mm, grid.spacing_mm)) * far[2::-1]
     if moved_mm.max() > SHIFT_MM:
-        raise DataError(path, f"an affine that moves voxels by {moved_mm.max():.1f} mm", "that of the image "
-                        "(check_affine=False if the arrays are known to match voxel by voxel)")
+        cure = cure or " (check_affine=False if the arrays are known to match voxel by voxel)"
+        raise DataError(path, f"an affine that moves voxels by {moved_mm.max():.1f} mm", f"that of the image{cure}")
 
 
 # %% [markdown]
@@ -844,6 +1147,15 @@ def _expression(text: str) -> str:
         raise ValueError(f"no regular expression: {error}") from None
 
 
+def _from_text(value: Any) -> Any:
+    "JSON where an option is given as text, as a command line does."
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError('no JSON, such as {"300": 2}') from None
+
+
+_Map = Annotated[dict[float, Annotated[int, Field(ge=0, le=255)]], BeforeValidator(_from_text)]
 _Axis = Annotated[Literal["auto", "axial", "coronal", "sagittal", "0", "1", "2", "stored"], BeforeValidator(str)]
 _Pattern = Annotated[str, AfterValidator(_expression)]
 
@@ -857,7 +1169,8 @@ class FolderOptions(BaseModel):
     ignore: int | None = Field(None, description="value of a voxel in scribbles that is not drawn")
     background: int | None = Field(None, ge=0, le=255, description="value of drawn background")
     axis: _Axis = Field(
-        "auto", description="slices lie across it; auto: the largest spacing; a number: that axis of the file")
+        "auto", description="slices lie across it; auto: as the strokes lie, else the largest spacing; a number: that "
+        "axis of the file")
     clip: float = Field(0.99, gt=0.5, le=1, description="share of the voxels that keep their intensity")
     robust: bool | Literal["auto"] = Field(
         "auto", description="auto: cut both ends, fill values do not count; true: they do; false: the bright end alone")
@@ -866,6 +1179,8 @@ class FolderOptions(BaseModel):
     folds: int | None = Field(None, ge=0, description="number of folds of the labelled patients; 0: labels unused")
     seed: int = Field(0, ge=0, description="of the random folds")
     check_affine: bool = Field(True, description="refuse masks whose header places them elsewhere")
+    map: _Map = Field({}, description='values of mask files to be read as others, 0 to 255: {"300": 2}')
+    content: str = Field("", description="hash that the folder's files must have; a run writes it into its settings")
 
 
 # %%
@@ -886,6 +1201,18 @@ class Folder:
         "The masks of one kind."
         return {name: path for name, files in self.scans.items() if (path := getattr(files, kind))}
 
+    @cached_property
+    def marks(self) -> dict[Path, Marks]:
+        "What each mask holds; one that cannot be read is left out."
+        return {path: marks for kind in ("scribble", "label") for path in self.masks(kind).values()
+                if (marks := _readable_marks(path, self.options.map))}
+
+    @cached_property
+    def hashes(self) -> dict[str, dict[str, str]]:
+        "Scan → kind of data → hash of its files. Raises DataError for one that cannot be read."
+        return {name: file_hashes({"images": files.images, "scribbles": filter(None, [files.scribble]),
+                                   "labels": filter(None, [files.label])}) for name, files in self.scans.items()}
+
     def labels(
         self,
         drawn: Counter[int | float] | None = None,  # voxels of each value over all scribbles; None: they are read
@@ -897,6 +1224,16 @@ class Folder:
 
 # %%
 #| export
+def _readable_marks(path: Path, table: Mapping[float, int]) -> Marks | None:
+    "`look_at`, or None for a file that cannot be read: who reads it later says why."
+    try:
+        return look_at(path, table)
+    except DataError:
+        return None
+
+
+# %%
+#| export
 def _labels_of(opened: Folder, drawn: Counter[int | float] | None, dense: Collection[int | float] | None) -> Labels:
     "What values mean; masks are read for it unless dataset.json says all or their values are given."
     if not opened.masks("scribble") and not opened.masks("label"):
@@ -904,25 +1241,61 @@ def _labels_of(opened: Folder, drawn: Counter[int | float] | None, dense: Collec
     if drawn is None or dense is None:
         complete = opened.named and opened.ignore is not None
         drawn, dense = (Counter() if complete else _count_masks(opened, kind) for kind in ("scribble", "label"))
+    doubt = doubt_of(opened) if opened.ignore is None else ""
     return meaning_of(opened.named, drawn, dense, ignore=opened.ignore, background=opened.options.background,
+                      doubt=doubt, table=opened.options.map,
                       where=opened.root / "dataset.json" if opened.content else opened.root)
 
 
 def _count_masks(opened: Folder, kind: str) -> Counter[int | float]:
-    "Voxels of each value over all masks of one kind."
-    return sum((count_values(read_nifti(path, flat=True)[0]) for path in opened.masks(kind).values()), Counter())
+    "Voxels of each value over all masks of one kind. Raises DataError for one that cannot be read."
+    found: Counter[int | float] = Counter()
+    for path in opened.masks(kind).values():
+        found += (opened.marks.get(path) or look_at(path, opened.options.map)).counts
+    return found
+
+
+def doubt_of(
+    opened: Folder,  # of `open_folder`
+) -> str:  # with the name of a file; "" if there is no doubt
+    "Why 255 cannot be taken for 'not drawn' in a folder: the first scribble that speaks against it."
+    return next((f"in {path.name} {opened.marks[path].doubt}" for path in opened.masks("scribble").values()
+                 if path in opened.marks and opened.marks[path].doubt), "")
 
 
 # %%
 #| export
 def _version(opened: Folder) -> str:
-    "Changes with any mask, with dataset.json, with the set of images, and with how they are scaled."
-    digest = hashlib.sha256(json.dumps([opened.content, opened.options.robust], sort_keys=True).encode())
-    for name, files in opened.scans.items():
-        digest.update(json.dumps([name, [path.stat().st_size for path in files.images]]).encode())
-        for path in (files.scribble, files.label):
-            digest.update(path.read_bytes() if path else b"-")
-    return digest.hexdigest()[:16]
+    "Changes with any image, mask or name of a scan, with dataset.json, and with how intensities are scaled."
+    content = json.dumps([opened.content, opened.options.robust, opened.hashes], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+# %%
+#| export
+def slicing_of(
+    opened: Folder,  # of `open_folder`
+    ignore: int,  # value of a voxel that is not drawn
+) -> tuple[dict[str, str], tuple[float, float, float] | None]:  # scan → axis of its file; what `common_normal` says
+    "Across which axis each scan that is learnt from is cut, where the option `axis` leaves it open."
+    axes, normals, strokes = {}, [], opened.masks("scribble")
+    for name, path in (strokes or opened.masks("label")).items() if opened.options.axis == "auto" else ():
+        marks, scan = opened.marks.get(path), _header(opened.scans[name].images[0])
+        if marks and scan:
+            axis = axis_by_strokes(scan, marks, ignore, opened.options.check_affine) if strokes else (
+                Grid.of(scan, "auto").axes[0])
+            axes[name] = str(axis)
+            normals += [_directions(scan)[:, axis]] if placed(scan.header) and 1 not in three_axes(scan.shape) else []
+    return axes, common_normal(normals)
+
+
+def _header(path: Path) -> Nifti1Image | None:
+    "A scan of which only the header is read; None if that is no header of a volume: who reads the voxels says why."
+    try:
+        scan = cast(Nifti1Image, nib.load(path))
+        return scan if len(three_axes(scan.shape)) == 3 and np.isfinite(scan.affine).all() else None
+    except Exception:  # whatever is wrong with a file, the same is found when its voxels are read
+        return None
 
 
 # %% [markdown]
@@ -992,12 +1365,12 @@ def _ignore_label(named: Mapping[str, Any]) -> int | None:
 #
 # Each name is one patient, unless the option `patient` says which part of the names is the patient's: with
 # `patient\d+`, patient001_frame01 and patient001_frame12 are the same one. Of a volume on which a few slices were
-# drawn, only those are learnt from.
+# drawn, only those are learnt from; of a patient of whom some scans have scribbles, only these.
 
 # %%
 #| export
 def make_folds(
-    scribbled: Sequence[str],  # patients all of whose scans carry what is learnt from
+    scribbled: Sequence[str],  # patients with a scan that carries what is learnt from
     labelled: Sequence[str],  # patients all of whose scans carry a dense label
     everybody: Sequence[str],  # all patients
     *,
@@ -1029,8 +1402,11 @@ def drawn_slices(
     case: Case,  # with its scribble, if it has one
     target: str,  # "scribble", or "label": then all slices stay
     ignore: int,  # value of an unannotated pixel
+    may_lack: bool = False,  # leave a case without this target out; else it stays, and `SliceStore` refuses it
 ) -> Case | None:  # None if nothing is drawn at all
     "The slices of a case that have strokes; nothing can be learnt from the others."
+    if may_lack and getattr(case, target) is None:
+        return None
     if target == "label" or case.scribble is None:
         return case
     drawn = (case.scribble != ignore).any(axis=(1, 2))
@@ -1052,8 +1428,9 @@ assert make_folds("ab", "ab", "ab", folds=0) == ({1: ("a", "b")}, {1: ("a", "b")
 # %% [markdown]
 # ## The dataset
 #
-# Masks are read once when the folder is opened, unless `dataset.json` names every value. Images are read when they are
-# asked for.
+# Masks are read when the folder is opened: for what their values mean, unless `dataset.json` names every value, and for
+# the plane of the strokes. All files are hashed, so that a run can tell whether they are still the same. Images are
+# read when they are asked for.
 
 # %%
 #| export
@@ -1070,14 +1447,34 @@ def folder(
     opened = open_folder(path, **options)
     if opened.faults:
         raise opened.faults[0]
-    labels, names, chosen = opened.labels(), patients_of(opened), opened.options
-    reading = chosen.model_dump(include={"axis", "clip", "robust", "check_affine"})
+    return dataset_of(opened, opened.labels(), patients_of(opened))
+
+
+# %%
+#| export
+def dataset_of(
+    opened: Folder,  # of `open_folder`
+    labels: Labels,  # what values mean
+    names: Mapping[str, Sequence[str]],  # of `patients_of`
+) -> Dataset:  # as `folder` gives it
+    "A folder, once it is known what lies there. Raises DataError for nothing to learn from, and for other content."
+    chosen, version, (axes, normal) = opened.options, _version(opened), slicing_of(opened, labels.ignore)
+    if chosen.content not in ("", version):
+        raise DataError(f"{opened.root}: content", version, f"{chosen.content}, that of the run: files were changed")
+    reading = chosen.model_dump(include={"axis", "clip", "robust", "check_affine"}) | {"normal": normal}
     tests, trains, scored = _folds(opened, names)
-    read = partial(_read_patient, opened=opened, names=names, labels=labels, reading=reading)
+    read = partial(_read_patient, opened=opened, names=names, labels=labels, reading=reading, axes=axes)
     return Dataset(
         opened.root.resolve().name, labels.names, IGNORE, tuple(names), read, tests, chosen.augmentation,
         _credit(opened), len(next(iter(opened.scans.values())).images), trains=trains, scored=scored,
-        values=labels.values, reading=reading, version=_version(opened))
+        values=labels.values, reading=reading, version=version, options={"content": version},
+        content=lambda patient: _joined([opened.hashes[name] for name in names[patient]]))
+
+
+def _joined(hashes: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    "Kind of data → the hashes of several scans in one text."
+    kinds = dict.fromkeys(kind for scan in hashes for kind in scan)
+    return {kind: "-".join(scan.get(kind, "none") for scan in hashes) for kind in kinds}
 
 
 # %%
@@ -1138,24 +1535,73 @@ def complete_patients(
     patients: Mapping[str, Sequence[str]],  # patient → names of scans, of `patients_of`
     kind: str,  # "scribble" or "label"
 ) -> list[str]:  # patients all of whose scans have such a mask
-    "The patients who can be trained on, or scored."
+    "The patients who can be scored."
     masks = opened.masks(kind)
     return [patient for patient, scans in patients.items() if all(scan in masks for scan in scans)]
 
 
 # %%
 #| export
+def learnt_patients(
+    opened: Folder,  # of `open_folder`
+    patients: Mapping[str, Sequence[str]],  # patient → names of scans, of `patients_of`
+) -> tuple[str, list[str]]:  # "scribble", or "label" where nobody drew; patients with such a mask of one scan at least
+    "Whom there is something to learn from; of their other scans nothing is learnt."
+    kind = "scribble" if opened.masks("scribble") else "label"
+    masks = opened.masks(kind)
+    return kind, [patient for patient, scans in patients.items() if any(scan in masks for scan in scans)]
+
+
+# %%
+#| export
 def _folds(opened: Folder, patients: Mapping[str, Sequence[str]]) -> tuple[dict, dict, bool]:
-    "Fold → patients tested, fold → trained on, and whether predictions are scored."
-    target = "scribble" if opened.masks("scribble") else "label"
-    learnt, labelled = (complete_patients(opened, patients, kind) for kind in (target, "label"))
+    "Fold → patients tested, fold → trained on, and whether predictions are scored. Raises DataError for an empty side."
+    (target, learnt), labelled = learnt_patients(opened, patients), complete_patients(opened, patients, "label")
     if not learnt:
-        raise DataError(opened.root, f"no patient whose scans all have a {target}", "one at least")
+        raise DataError(opened.root, f"no patient with a {target}", "one at least")
     options = opened.options
     tests, trains = make_folds(learnt, labelled, list(patients), folds=options.folds, seed=options.seed)
+    for fold in tests:
+        if not trains[fold]:
+            raise DataError(f"{opened.root}: fold {fold}", f"all {len(learnt)} patients with a {target} among the "
+                            f"{len(tests[fold])} tested, none to train on", "a patient on either side: more folds or "
+                            "more patients; folds=0 (data_folds=0 of a run) trains on all and scores nothing")
     return tests, trains, bool(labelled) and options.folds != 0
 
 
+# %% [markdown]
+# **A class that nobody drew** in the training part of a fold cannot be learnt: it would be trained for nothing, and
+# score 0. The check, a training and the export to nnU-Net ask the same function.
+
+# %%
+#| export
+def class_without_strokes(
+    dataset: Dataset,  # whose class it is
+    fold: int,  # that is trained
+    target: str,  # what is learnt from: "scribble" or "label"
+    seen: Collection[int],  # class ids in it, over the training side
+) -> DataError | None:  # None if every class is there
+    "The fault of a fold in whose training part a class is drawn nowhere."
+    values = dataset.values or range(dataset.classes)
+    absent = {name: value for class_id, (name, value) in enumerate(zip(dataset.class_names, values, strict=True))
+              if class_id not in seen}
+    if not absent:
+        return None
+    named, organs = ", ".join(f"{name!r} (value {value})" for name, value in absent.items()), [*absent.values()]
+    lines = json.dumps({"map": {str(value): values[0] for value in organs if value != values[0]}})[1:-1]
+    if not dataset.version:
+        cure = "or it is never predicted"
+    elif organs == [values[0]]:
+        cure = "draw it"
+    else:
+        cure = f"draw it, take its name out of dataset.json, or let it count as background there: {lines}"
+    count = len(dataset.split(fold)[0])
+    return DataError(f"{dataset.name}: fold {fold}", f"no {target} of the class {named} on the {count} "
+                     f"patient{'s' * (count != 1)} trained on", f"one of every class; {cure}")
+
+
+# %%
+#| export
 def _credit(opened: Folder) -> str:
     "Name, reference and licence, as dataset.json has them."
     credit = [str(opened.content[key]) for key in ("name", "reference", "licence") if opened.content.get(key)]
@@ -1165,11 +1611,11 @@ def _credit(opened: Folder) -> str:
 # %%
 #| export
 def _read_patient(patient: str, *, opened: Folder, names: Mapping[str, Sequence[str]], labels: Labels,
-                  reading: Mapping[str, Any]) -> list[Case]:
+                  reading: Mapping[str, Any], axes: Mapping[str, str]) -> list[Case]:
     "The cases of a patient, with labels unless they are not used."
     dense = opened.options.folds != 0 or not opened.masks("scribble")
-    return [_read_case(opened.scans[name], labels, patient, name[len(patient) + 1:], reading, dense)
-            for name in names[patient]]
+    return [_read_case(opened.scans[name], labels, patient, name[len(patient) + 1:],
+                       {**reading, "axis": axes.get(name, reading["axis"])}, dense) for name in names[patient]]
 
 
 # %%
@@ -1264,17 +1710,19 @@ exercise(check_expression, my_expression, solution=lambda: r"[^_]+")
 
 
 # %% [markdown]
-# **3. Break.** Return a scribble whose first voxel is not drawn, and for which the rule silently says something else.
+# **3. Break.** Return a scribble in which 255 is painted background and 0 was left open, and for which the rule says
+# nothing.
 
 # %%
 def check_fooled(make):
     marks = make()
-    assert unannotated_naive(marks.ravel().tolist()) not in (None, marks[0, 0])
+    assert unlike_scribble(marks) == "" and {*np.unique(marks)} == {0, 1, 255}
 
 def my_fooled():
-    return np.array([[255, 255, 255], [255, 0, 1]])  # improve this
+    return painted  # improve this
 
-exercise(check_fooled, my_fooled, solution=lambda: np.array([[255, 0, 0], [0, 0, 1]]))
+exercise(check_fooled, my_fooled, solution=lambda: np.where(np.eye(9, dtype=int) * np.arange(9) % 7 == 3, 1,
+         np.where(np.arange(81).reshape(9, 9) < 2, 0, 255)))
 
 # %% [markdown]
 # ## Recap

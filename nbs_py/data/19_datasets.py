@@ -32,7 +32,7 @@ from attenscribble.basics.errors import DataError, one_of
 from attenscribble.data.chaos import ARCHIVE, chaos
 from attenscribble.data.folder import folder
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import Dataset, acdc, wsl4mis
+from attenscribble.data.scans import Dataset, acdc, in_folder, wsl4mis
 
 # %%
 import tempfile
@@ -141,7 +141,8 @@ _ACDC = Source(
     "acdc", "cardiac cine MR, 100 patients, two frames each, NIfTI", acdc,
     ("acdc/training", "acdc", "acdc/database/training", "training", "database/training", "."),
     ("patient*/patient*_frame*.nii*",),
-    "images and labels: register at https://www.creatis.insa-lyon.fr/Challenge/acdc, download the training set; "
+    "images and labels: register at https://www.creatis.insa-lyon.fr/Challenge/acdc, download the training set "
+    "(data_testing=true tests the testing set, unpacked beside it); "
     "scribbles: attenscribble download acdc-scribbles, or DATA/acdc_scribbles.zip of "
     "https://github.com/gvalvano/multiscale-adversarial-attention-gates, unpacked beside the images or given as "
     "scribbles=…",
@@ -230,6 +231,8 @@ def find_dataset(
     if not source.folders:
         return None
     places = _places(source, root)
+    if root:
+        in_folder(Path(root).expanduser())  # one that cannot be read is not an empty one
     if found := next((place for place in places if _is_dataset(place, source.patterns)), None):
         return found
     raise _missing(source, places)

@@ -39,8 +39,9 @@ from scipy.stats import kendalltau
 
 # %%
 #| export
+from attenscribble.basics.drawing import for_figure, for_markdown
 from attenscribble.basics.errors import DataError, one_of
-from attenscribble.basics.files import write_atomic
+from attenscribble.basics.files import read_json, without_parts, write_atomic
 from attenscribble.basics.notebook import notebook_settings
 from attenscribble.method.objective import METHODS
 from attenscribble.runs.config import PLACES, current_names, default_settings
@@ -163,7 +164,7 @@ def read_results(
 #| export
 def _read_scored(folder: Path) -> list[dict[str, Any]]:
     "Every scored result of a folder, in the order of the files' names."
-    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))  # nor what is half written
+    paths = without_parts(path for path in folder.glob("*.json") if not path.name.startswith("."))  # nor older parts
     if not paths:
         raise DataError(folder, "no result file", "at least one *.json")
     found: dict[str, dict[str, Any]] = {}
@@ -185,10 +186,7 @@ def read_result(
     path: Path,  # of a result file
 ) -> dict[str, Any]:  # what the run wrote, checked
     "One result file. Raises DataError for what is no JSON, and for a missing or impossible field."
-    try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(path, f"no JSON ({error})", "a result file, as a run writes it") from None
+    result = read_json(path, "a result file, as a run writes it")
     _check_fields(path, result, _FIELDS)
     if not result["cases"] and result.get("scored", True):
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")
@@ -291,7 +289,7 @@ def _result_row(result: Mapping[str, Any], policy: str, names: list[str], varian
 
 def _markdown(lines: Iterable[list[str]]) -> str:
     "Cells as a Markdown table."
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(for_markdown, line))} |" for line in lines)
 
 
 # %%
@@ -711,8 +709,9 @@ def plot_order(
     for rank, (method, row) in enumerate(means.iterrows(), 1):
         axis.plot([0, 1], [ranks[method], rank], "o-", color="#D55E00" if method in swapped else "#0072B2",
                   markersize=4, linewidth=1.2)
-        axis.annotate(f"{_title_of(method)}  {row['ours_mean']:.{digits}f} (paper {row['paper_mean']:.{digits}f})",
-                      (1, rank), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
+        scores = f"{row['ours_mean']:.{digits}f} (paper {row['paper_mean']:.{digits}f})"
+        axis.annotate(f"{for_figure(_title_of(method))}  {scores}", (1, rank), xytext=(7, 0),
+                      textcoords="offset points", va="center", fontsize=8)
     axis.set_title(f"{'mean DSC' if metric == 'dsc' else 'mean HD95 (mm)'}: τ = {agreement.tau:.2f}", fontsize=9)
     _style_ranks(axis, len(means))
 

@@ -33,8 +33,9 @@ from nibabel import Nifti1Image
 # %%
 #| export
 from attenscribble.basics.errors import DataError, named_place, one_of
-from attenscribble.basics.files import read_json, write_atomic, write_json
+from attenscribble.basics.files import read_json, without_parts, write_atomic, write_json
 from attenscribble.data.datasets import SOURCES
+from attenscribble.data.folder import class_without_strokes
 from attenscribble.data.scans import Case, Dataset, _check_same_grid, read_nifti
 from attenscribble.method.objective import METHODS
 from attenscribble.reporting.tables import summary_of
@@ -136,7 +137,8 @@ np.testing.assert_allclose(standard(volume), standard(0.002 * volume - 0.3))
 # ## Export
 #
 # Everything is checked while it is written to a hidden folder; the folder gets its name when all is complete. A class
-# without a single stroke on the training side is refused: nnU-Net would learn never to predict it.
+# without a single stroke on the training side is refused, of a user's own folder in the words of `check` and `train`:
+# nnU-Net would learn never to predict it.
 
 # %%
 #| export
@@ -181,9 +183,13 @@ def _write_fold(new: Path, dataset: Dataset, fold: int, target: str, content: di
     (train, test), seen = dataset.split(fold), set[int]()
     cases: dict[str, list[str]] = {}
     for case in dataset.cases(train):
+        if dataset.version and getattr(case, target) is None:
+            continue  # in a user's own folder a patient may have scans without strokes
         cases.setdefault(case.patient, []).append(case.name)
         _write_images(case, new / "imagesTr")
         seen |= _write_target(case, dataset, target, new / "labelsTr")
+    if dataset.version and (fault := class_without_strokes(dataset, fold, target, seen)):
+        raise fault
     if absent := [name for class_id, name in enumerate(dataset.class_names) if class_id not in seen]:
         raise DataError(f"{dataset.name}: fold {fold}: {target}", f"no pixel of {', '.join(absent)}",
                         "every class in some training case: nnU-Net would never predict it")
@@ -235,7 +241,7 @@ def _describe_dataset(dataset: Dataset, target: str, channels: Sequence[str]) ->
     licence = SOURCES[dataset.name].licence if dataset.name in SOURCES else dataset.source
     return {"channel_names": {str(k): name for k, name in enumerate(channels)}, "labels": labels,
             "file_ending": ".nii.gz", "name": dataset.name, "reference": dataset.source, "licence": licence,
-            "description": f"{target}s, intensities cut at the scan's 99th percentile and scaled to [0, 1]"}
+            "description": f"{target}s, intensities cut and scaled to [0, 1]"}
 
 
 # %%
@@ -437,7 +443,7 @@ def _prediction_files(
 ) -> tuple[dict[str, Path], list[str]]:
     "A file for every test case, and names of what is no mask of one. Raises DataError for a missing or further one."
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.nii*")):
+    for path in without_parts(folder.glob("*.nii*")):
         name = re.sub(r"\.nii(\.gz)?$", "", path.name)
         if files.setdefault(name, path) != path:
             raise DataError(path, f"a second mask of {name}", f"only {files[name]}")

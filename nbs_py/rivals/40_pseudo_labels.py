@@ -25,8 +25,10 @@ import json
 import multiprocessing
 import os
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,7 +43,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from attenscribble.basics.distributed import BatchMean, ratio
-from attenscribble.basics.files import cache_folder, write_atomic
+from attenscribble.basics.files import cache_folder, end_with_parent, write_atomic
 from attenscribble.data.batches import SliceStore, resize_image
 from attenscribble.method.objective import SEGMENTATION, LossContext, Method, Term, after, dense_loss, register
 from attenscribble.method.pce import partial_cross_entropy
@@ -269,7 +271,8 @@ print("one slice:", cost(lambda: walker_labels(image, scribble, classes=4, ignor
 
 # %% [markdown]
 # A training fold has 1,500 slices, a fifth of a second each. The work is divided among the processors, and each guess
-# is kept on disk, under a key made from the image, the scribble and the options.
+# is kept on disk, under a key made from the image, the scribble and the options. What is found there is used only if its
+# checksum, shape and values are right.
 
 # %%
 #| export
@@ -289,13 +292,30 @@ def _cached(job: tuple[np.ndarray, np.ndarray], make: partial, folder: Path) -> 
     image, scribble = job
     recipe = json.dumps([make.func.__name__, make.keywords, image.shape], sort_keys=True).encode()
     path = folder / f"{hashlib.sha256(recipe + image.tobytes() + scribble.tobytes()).hexdigest()[:32]}.npz"
-    try:
-        with np.load(path) as file:
-            return file["labels"]
-    except (OSError, ValueError, KeyError, EOFError):
-        labels = make(image, scribble)
-    write_atomic(path, partial(np.savez_compressed, labels=labels))
+    known = [*range(make.keywords["classes"]), make.keywords["ignore"]]
+    if (found := _kept(path, scribble.shape, known)) is not None:
+        return found
+    labels = make(image, scribble)
+    with suppress(OSError):  # a cache that cannot be written costs time, no training
+        write_atomic(path, partial(np.savez_compressed, labels=labels))
     return labels
+
+
+# %%
+#| export
+def _kept(path: Path, shape: tuple[int, ...], known: Sequence[int]) -> np.ndarray | None:
+    "A guess from the cache, its checksum verified; None for what is not there, damaged, or no guess for such a slice."
+    if not path.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+        with np.load(path) as file:
+            labels = file["labels"]
+    except Exception:  # numpy, zip and zlib raise many kinds for damaged bytes
+        return None
+    fits = whole and labels.dtype == np.uint8 and labels.shape == shape and bool(np.isin(labels, known).all())
+    return labels if fits else None
 
 
 # %%
@@ -309,7 +329,7 @@ def _guess_all(store: SliceStore, make: partial, workers: int | None) -> list[np
     if workers == 1:
         return list(bar(map(work, jobs)))
     fresh = multiprocessing.get_context("spawn")  # a fork of a process that runs torch's threads may hang
-    with ProcessPoolExecutor(workers, fresh) as pool:
+    with ProcessPoolExecutor(workers, fresh, end_with_parent, (os.getpid(),)) as pool:
         return list(bar(pool.map(work, jobs, chunksize=8)))
 
 

@@ -21,13 +21,14 @@
 #| export
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from attenscribble.basics.errors import one_of
 from attenscribble.data.datasets import SOURCES, open_dataset
-from attenscribble.data.scans import Dataset
+from attenscribble.data.scans import Content, Dataset, content_of
 from attenscribble.method.objective import Method, Objective
 from attenscribble.runs.config import Config, method_and_terms, usable_device
 
@@ -92,6 +93,11 @@ class Setup:
     objective: Objective  # the method's terms with the run's weights and starts
     device: torch.device
     precision: torch.dtype | None  # autocast type of the network; None: plain float32
+
+    @cached_property
+    def content(self) -> Content:
+        "What the fold trains on and tests, as hashes, when it was first asked for."
+        return content_of(self.dataset, self.config.fold)
 
 
 # %% [markdown]

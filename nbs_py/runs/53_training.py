@@ -26,6 +26,7 @@ import json
 import math
 import random
 import shutil
+import sys
 import time
 import warnings
 import zipfile
@@ -40,6 +41,7 @@ from typing import Any
 # %%
 #| export
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
@@ -56,8 +58,9 @@ from attenscribble.basics.errors import DataError
 from attenscribble.basics.files import write_atomic
 from attenscribble.basics.notebook import terminal_bar
 from attenscribble.data.batches import Batch, SliceStore, batches, draw_augmentation
-from attenscribble.data.folder import drawn_slices, said
-from attenscribble.data.scans import Case, Dataset
+from attenscribble.data.folder import class_without_strokes, drawn_slices, said
+from attenscribble.data.scans import Case, Dataset, content_changes
+from attenscribble.data.scribbles import count_strokes
 from attenscribble.method.objective import LossContext, attention_of
 from attenscribble.method.other_networks import build_network
 from attenscribble.method.pce import partial_cross_entropy
@@ -179,6 +182,7 @@ class Training:
     seconds: float = 0.0  # time spent in the loop, over all sittings
     best: dict[str, Any] = field(default_factory=dict)  # step, loss and weights of the best validation
     log: list[dict[str, float]] = field(default_factory=list)  # one row every `log_every` iterations
+    learnt: dict[str, int] = field(default_factory=dict)  # patients, scans, slices and strokes that are trained on
 
     @property
     def config(self) -> Config:
@@ -223,7 +227,8 @@ def _content(state: Training) -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     content = {"config": state.config.model_dump(), "dataset": state.setup.dataset.facts(),
                "model": state.model.state_dict(), "optimiser": state.optimiser.state_dict(), "step": state.step,
-               "seconds": state.seconds, "best": state.best, "log": state.log,
+               "seconds": state.seconds, "best": state.best, "log": state.log, "learnt": state.learnt,
+               "content": state.setup.content,
                "random": {"torch": torch.get_rng_state(), "cuda": cuda}}
     return content | {name: part.state_dict() for name, part in _companions(state).items()}
 
@@ -242,6 +247,15 @@ def _write(content: dict[str, Any], path: Path) -> None:
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
         raise OSError(getattr(error, "errno", None) or errno.EIO, f"not written ({why}; {free:,.0f} MiB free); an "
                       "earlier checkpoint stays, the same command goes on from it", str(path)) from error
+
+
+# %%
+#| export
+def checkpoint_bytes(
+    state: Training,  # at any iteration
+) -> int:  # without guessed labels that are not there yet
+    "How large its checkpoint is, in about."
+    return sum(tensor.nbytes for _, tensor in _tensors(_content(state)))
 
 
 # %% [markdown]
@@ -364,8 +378,7 @@ def _restore(state: Training, path: Path) -> None:
     content = read_checkpoint(path, device, [state.config.method, state.config.net_name])  # these the user has named
     if (found := content["config"].run_id) != state.config.run_id:
         raise ValueError(f"{path}: found a checkpoint of {found}, expected {state.config.run_id}")
-    if content["dataset"].get("version", "") != state.setup.dataset.facts().get("version", ""):
-        raise ValueError(f"{path}: the data has changed since this checkpoint; resume=false trains anew")
+    _check_content(state, path, content)
     if fault := not_finite(content):
         raise DataError(path, f"NaN or infinity in {fault}", f"numbers: {_DIVERGED}, with resume=false it starts anew")
     try:
@@ -386,9 +399,37 @@ def _take(state: Training, content: dict[str, Any], path: Path) -> None:
     for name, part in _companions(state).items():
         part.load_state_dict(content[name])
     state.step, state.seconds, state.best, state.log = (content[k] for k in ("step", "seconds", "best", "log"))
+    state.learnt = content.get("learnt", {})
     torch.set_rng_state(content["random"]["torch"].cpu())
     if content["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(content["random"]["cuda"].cpu(), device)
+
+
+# %% [markdown]
+# A checkpoint knows the hashes of the data that it was trained on and that the run tests. Where these have changed, going
+# on would mix two trainings; the refusal says what it is. (A folder of your own has its hash in the run's name, so there
+# a change begins a new run.)
+
+# %%
+#| export
+def check_same_data(
+    state: Training,  # that is to go on
+    path: Path,  # of its checkpoint
+) -> None:
+    "Raises ValueError, saying what has changed, for a checkpoint of other data, DataError for what is none."
+    _check_content(state, path, read_checkpoint(path))
+
+
+def _check_content(state: Training, path: Path, content: Mapping[str, Any]) -> None:
+    "Raise ValueError, saying what has changed, where a checkpoint belongs to other data; one of 0.1 knows none."
+    if "content" in content:
+        changes = content_changes(content["content"], state.setup.content)
+    else:
+        versions = {facts.get("version", "") for facts in (content["dataset"], state.setup.dataset.facts())}
+        changes = "it" if len(versions) > 1 and content["dataset"] else ""
+    if changes:
+        raise ValueError(f"{path}: the data has changed since this checkpoint: {changes}; resume=false trains anew, "
+                         "and output=… keeps this run beside the new one")
 
 
 # %% [markdown]
@@ -443,12 +484,99 @@ def training_patients(
 def make_store(
     setup: Setup,  # dataset, method and device
     patients: tuple[str, ...],  # whose slices
+    learnt: "Learnt | None" = None,  # gets what is learnt from
 ) -> SliceStore:  # of the slices that somebody drew on
-    "All slices of some patients on the device, with the target that the method learns from."
+    """All slices of some patients on the device, with the target that the method learns from.
+
+    In a user's own folder a scan of theirs may lack it, and is left out; elsewhere it is refused."""
     dataset, target = setup.dataset, setup.method.target
-    drawn = (drawn_slices(case, target, dataset.ignore) for case in said(_all_readable(dataset, patients)))
-    return SliceStore((case for case in drawn if case is not None), classes=dataset.classes, ignore=dataset.ignore,
-                      target=target, channels=dataset.channels, device=setup.device)
+
+    def drawn() -> Iterator[Case]:
+        cases = _all_readable(dataset, patients)
+        for case in cases if rank() else said(cases):
+            used = drawn_slices(case, target, dataset.ignore, may_lack=bool(dataset.version))
+            if learnt is not None:
+                learnt.add(used, target, dataset)
+            if used is not None:
+                yield used
+
+    return SliceStore(drawn(), classes=dataset.classes, ignore=dataset.ignore, target=target,
+                      channels=dataset.channels, device=setup.device)
+
+
+# %%
+#| export
+@dataclass
+class Learnt:
+    "What a training learns from, counted while it is read."
+
+    patients: set[str] = field(default_factory=set)
+    classes: set[int] = field(default_factory=set)  # ids that the target shows
+    found: int = 0  # scans of the patients that are trained on
+    scans: int = 0  # of them those with a target
+    slices: int = 0
+    strokes: int = 0  # none where dense labels are learnt from
+
+    def add(
+        self,
+        case: Case | None,  # the slices of a scan that are learnt from, of `drawn_slices`
+        target: str,  # "scribble" or "label"
+        dataset: Dataset,  # whose case it is
+    ) -> None:
+        "Count a scan."
+        self.found += 1
+        mask = getattr(case, target, None)
+        if case is None or mask is None:
+            return
+        self.patients.add(case.patient)
+        self.classes |= set(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[:dataset.classes]).tolist())
+        self.scans, self.slices = self.scans + 1, self.slices + len(mask)
+        self.strokes += count_strokes(mask, dataset.ignore) if target == "scribble" else 0
+
+    def numbers(self) -> dict[str, int]:
+        "The counts, for a checkpoint and a result."
+        return {"patients": len(self.patients), "scans": self.scans, "slices": self.slices, "strokes": self.strokes}
+
+
+# %%
+#| export
+def in_words(
+    learnt: Mapping[str, int],  # patients, scans, slices, strokes
+) -> str:  # such as "64 strokes on 18 slices of 5 scans of 4 patients"
+    "What a training learns from."
+    def some(count: int, name: str) -> str:
+        return f"{count} {name}{'s' * (count != 1)}"
+
+    begin = some(learnt["strokes"], "stroke") if learnt["strokes"] else "the dense labels"
+    return f"{begin} on {' of '.join(some(learnt[f'{name}s'], name) for name in ('slice', 'scan', 'patient'))}"
+
+
+assert in_words({"strokes": 64, "slices": 18, "scans": 5, "patients": 1}) == (
+    "64 strokes on 18 slices of 5 scans of 1 patient")
+
+
+# %% [markdown]
+# A class that nobody drew where the run trains is refused in a folder of your own, by the rule that the check and the
+# export to nnU-Net ask, too. The classes of a published dataset are fixed; who has a part of it is told.
+
+# %%
+#| export
+def _check_learnt(state: Training, learnt: Learnt, fit: tuple[str, ...], say: bool) -> None:
+    "Say what is learnt from, with remarks. Raises DataError for a class without strokes in a user's own folder."
+    setup, target = state.setup, state.setup.method.target
+    fault = class_without_strokes(setup.dataset, setup.config.fold, target, learnt.classes)
+    if fault and setup.dataset.version:
+        raise fault
+    lines = [f"learns from {in_words(learnt.numbers())}"]
+    if learnt.scans < learnt.found:
+        lines.append(f"{learnt.found - learnt.scans} of these patients' {learnt.found} scans have no {target} and are "
+                     "not learnt from")
+    if len(fit) == 1:
+        lines.append("remark: one patient only, so it may learn what is special about this one")
+    if fault:
+        lines.append(f"remark: {fault}")
+    for line in lines if say else ():
+        print(f"{setup.config.run_id}: {line}", file=sys.stderr, flush=True)
 
 
 # %%
@@ -643,7 +771,7 @@ def continue_training(
 #| export
 def _learnt(state: Training) -> dict[str, Any]:
     "What a step may have changed."
-    parts: dict[str, Any] = {"model": state.model, "optimiser": state.optimiser} | _companions(state)
+    parts: dict[str, Any] = {"model": state.model, "optimiser": state.optimiser, **_companions(state)}
     return {name: part.state_dict() for name, part in parts.items()}
 
 
@@ -655,7 +783,12 @@ def _prepared(
     "Slices to train on, guessed labels, the folder's checkpoint, and who watches."
     config, method = state.config, state.setup.method
     fit, held = training_patients(state.setup.dataset, config)
-    store = make_store(state.setup, fit)
+    if folder:
+        _ = state.setup.content  # asked now: of the files as they are when they are read
+    store = make_store(state.setup, fit, learnt := Learnt())
+    if folder:
+        _check_learnt(state, learnt, fit, rank() == 0)
+    state.learnt = learnt.numbers()
     check_batches(len(store), config)
     if method.pseudo:
         with in_turn():

@@ -20,22 +20,27 @@
 # %%
 #| export
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 # %%
 #| export
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
+from nibabel.filebasedimages import ImageFileError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -43,14 +48,17 @@ from tqdm.auto import tqdm
 #| export
 from attenscribble import __version__
 from attenscribble.basics.distributed import rank, world_size
-from attenscribble.basics.drawing import class_legend, draw, panels, save_figure
+from attenscribble.basics.drawing import class_legend, draw, for_figure, panels, plain, save_figure
 from attenscribble.basics.errors import DataError
-from attenscribble.basics.files import project_root, write_json
+from attenscribble.basics.files import project_root, writable_folder, write_atomic, write_json
 from attenscribble.basics.native import native
 from attenscribble.basics.notebook import terminal_bar
 from attenscribble.data.batches import resize_image
-from attenscribble.data.folder import said
-from attenscribble.data.scans import Case, Dataset
+from attenscribble.data.datasets import find_dataset
+from attenscribble.data.folder import Folder, matching_grid, open_folder, patients_of, said
+from attenscribble.data.grid import Grid
+from attenscribble.data.phantom import phantom
+from attenscribble.data.scans import Case, Dataset, content_id, read_nifti
 from attenscribble.method.objective import attention_of
 from attenscribble.method.ssa import SpatialSelfAttention, attention_maps, plot_attention
 from attenscribble.runs.config import Config
@@ -58,7 +66,9 @@ from attenscribble.runs.inference import TrainedNetwork, save_mask
 from attenscribble.runs.launch import process_group
 from attenscribble.runs.metrics import POLICIES, format_table, score_case, summarise
 from attenscribble.runs.setup import Setup, resolve
-from attenscribble.runs.training import Training, Watcher, continue_training, start_training, train_in_processes
+from attenscribble.runs.training import (
+    Training, Watcher, check_same_data, checkpoint_bytes, continue_training, in_words, raise_all, start_training,
+    train_in_processes)
 
 # %%
 import tempfile
@@ -75,7 +85,7 @@ from attenscribble.basics.checking import exercise
 #
 # ```
 # runs/acdc-ours-fold1-seed2022-mini-1a2b3c4d/
-#     config.json  log.csv  checkpoint.pt  masks/*.nii.gz  prediction.png  attention.png  report.md  result.json
+#     config.json  log.csv  checkpoint.pt  masks/*.nii.gz  masks.json  prediction.png  attention.png  report.md  result.json
 # ```
 
 # %%
@@ -116,11 +126,11 @@ class Outcome:
 
     def report(self) -> str:
         "The table of the run with the line that says what it is."
-        return _report(self)
+        return plain(_report(self), keep="\n")
 
     def files(self) -> str:
         "Where everything was written."
-        return _files(self.folder)
+        return plain(_files(self.folder), keep="\n")
 
 
 # %%
@@ -149,10 +159,11 @@ def _files(folder: Path) -> str:
 def headline(
     result: dict[str, Any],  # the content of a result.json
 ) -> str:  # one line
-    "Profile, checkpoint rule, seed, machine and size of the test fold."
+    "Profile, checkpoint rule, seed, machine, what was learnt from and the size of the test fold."
+    learnt = f"learnt from {in_words(result['trained_on'])}, " if result.get("trained_on") else ""
     return (f"profile {result['profile']}, preset {result['preset']}, seed {result['seed']}, "
-            f"checkpoint {result['checkpoint']}, {result['test_volumes']} test volumes of fold {result['fold']}, "
-            f"{result['machine']}")
+            f"checkpoint {result['checkpoint']}, {learnt}{result['test_volumes']} test volumes of fold "
+            f"{result['fold']}, {result['machine']}")
 
 
 # %% [markdown]
@@ -203,21 +214,165 @@ def run_folder(
 #
 # Whole volumes, one after another. A scan that carries no voxel spacing has no HD95 in mm: the run says so before it
 # trains, not after.
+#
+#
+# Nor should a day's training end at a test volume that cannot be read. All of them are read beforehand: the 40 of an ACDC fold in a second and a half. Of
+# a folder of large scans, what is not read after twenty seconds is checked by its headers and the sizes of its files. If any is at fault, those to train
+# on are looked at too, and all faults are told at once.
 
 # %%
 #| export
+_PATIENCE_S = 20.0  # whole files are read for so long, then headers
+
+
 def check_scorable(
     setup: Setup,  # of the run
 ) -> None:
-    "Raises DataError, before any training, when the test fold cannot be scored as asked."
+    """Raises DataError, before any training, when test volumes cannot be read, or scored as asked.
+
+    With a line for each fault; then of the training's files too."""
     dataset, config = setup.dataset, setup.config
-    _, patients = dataset.split(config.fold)
-    for case in dataset.read(patients[0]) if dataset.scored else ():
+    train, test = dataset.split(config.fold)
+    if getattr(dataset.read, "__module__", "") == phantom.__module__:
+        test = test[:1]  # drawn by a formula: all are alike
+    look, faults = _Look(setup), list[DataError]()
+    for patient in tqdm(test, desc="checking test volumes", delay=2, leave=False):
+        faults += look.faults_of(patient, scored=dataset.scored)
+    if faults:
+        known = {str(fault) for fault in faults}
+        faults += [fault for patient in train for fault in look.faults_of(patient, scored=False)
+                   if str(fault) not in known]
+    raise_all(faults)
+
+
+# %%
+#| export
+class _Look:
+    "Looks at the files of one patient after another: whole ones at first, then headers where the dataset has some."
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.since, self.spacing_told = setup, time.monotonic(), False
+
+    def faults_of(self, patient: str, scored: bool) -> list[DataError]:
+        "What is wrong with a patient's files."
+        late = time.monotonic() - self.since > _PATIENCE_S
+        try:
+            if late and self.setup.config.dataset == "folder":
+                return [*_header_faults(self.setup, patient)]
+            return [fault for case in self.setup.dataset.cases([patient]) if scored for fault in self.unscorable(case)]
+        except DataError as error:
+            return [error]
+
+    def unscorable(self, case: Case) -> Iterator[DataError]:
+        "Why a test volume cannot be scored as asked; of a spacing that all lack, once."
+        config = self.setup.config
         if case.label is None:
-            raise DataError(f"{case.name}: a test volume needs a dense label to be scored against, found none")
-        if case.spacing_mm is None and config.hd95:
-            raise DataError(f"{case.name}: HD95 in mm needs the voxel spacing, {config.dataset} holds none; give it "
+            yield DataError(f"{case.name}: a test volume needs a dense label to be scored against, found none")
+        if case.spacing_mm is None and config.hd95 and not self.spacing_told:
+            self.spacing_told = True
+            yield DataError(f"{case.name}: HD95 in mm needs the voxel spacing, {config.dataset} holds none; give it "
                             "(data_spacing: a json or a folder of NIfTI scans) or score DSC only (hd95=false)")
+
+
+# %% [markdown]
+# **Nothing of another run's data.** Two folders of data can give runs of one name, such as ACDC with the scribbles of
+# two experts: the hash of the data in a result tells them apart, and the archive never replaces one by the other. A
+# training that begins anew removes the masks that the last one left in its folder: those that stand in its list, and no
+# other file.
+
+# %%
+#| export
+def check_archive(
+    setup: Setup,  # of the run
+) -> None:
+    "Raises DataError, before any training, where the archive holds a result of this name from other data."
+    if not setup.config.archive:
+        return
+    path = Path(setup.config.archive).expanduser() / f"{setup.config.run_id}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")).get("content", "")
+    except (OSError, ValueError, AttributeError):  # none there, or no result
+        return
+    if kept and kept != (now := content_id(setup.content)):
+        raise DataError(f"{path}: content", f"{kept}, a result of this name from other data", f"{now}, or another "
+                        "archive=… for this data")
+
+
+# %%
+#| export
+_LIST = "masks.json"  # in a run folder: the names of the masks that it wrote
+
+
+def _listed(folder: Path) -> list[str]:
+    "Names of the masks that runs wrote into a run folder; of one from 0.1, those of the scored volumes."
+    for name in (_LIST, "result.json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            names = content if name == _LIST else [row["case"] for row in content["cases"]]
+            return [case for case in dict.fromkeys(names) if isinstance(case, str) and Path(case).name == case]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
+
+
+def _list_mask(folder: Path, name: str) -> None:
+    "Note a mask's name before it is written."
+    if name not in (listed := _listed(folder)) or not (folder / _LIST).is_file():
+        write_json([*dict.fromkeys([*listed, name])], folder / _LIST)
+
+
+# %%
+#| export
+def clear_masks(
+    folder: Path,  # of a run that begins anew
+) -> None:
+    "Remove the masks that an earlier run of this name wrote, and no other file."
+    for name in _listed(folder):
+        (folder / "masks" / f"{name}.nii.gz").unlink(missing_ok=True)
+    (folder / _LIST).unlink(missing_ok=True)
+
+
+# %%
+#| export
+def _header_faults(setup: Setup, patient: str) -> Iterator[DataError]:
+    "What the headers and sizes of a patient's files in a folder of the user's own say."
+    opened = _opened(str(find_dataset("folder", setup.config.root or None)), json.dumps(setup.config.data))
+    for name in patients_of(opened).get(patient, ()):
+        files, grid = opened.scans[name], None
+        for path in (*files.images, *filter(None, (files.scribble, files.label))):
+            try:
+                scan = read_header(path)
+                grid = grid or Grid.of(scan, opened.options.axis)
+                matching_grid(path, scan, grid, opened.options.check_affine)
+            except DataError as error:
+                yield error
+
+
+@cache
+def _opened(root: str, options: str) -> Folder:
+    "A folder, listed once a process."
+    return open_folder(root, **json.loads(options))
+
+
+# %%
+#| export
+def read_header(
+    path: Path,  # *.nii or *.nii.gz
+) -> nib.Nifti1Image:  # its voxels are not read
+    "A NIfTI file by its header, once its size fits. Raises DataError as `read_nifti` does."
+    try:
+        scan = cast(nib.Nifti1Image, nib.load(path))
+        start, voxels = cast(nib.arrayproxy.ArrayProxy, scan.dataobj).offset, math.prod(scan.shape)
+        size = int(start) + scan.get_data_dtype().itemsize * voxels
+        with path.open("rb") as file:  # gzip ends with the size of what is in it
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(-4, os.SEEK_END)
+            kept = int.from_bytes(file.read(4), "little") if zipped else file.tell()
+        if kept >= size % 2**32 if zipped else kept >= size:
+            return scan
+    except (OSError, EOFError, ValueError, ImageFileError):
+        pass
+    return read_nifti(path, flat=True)[1]  # says what is wrong, or reads what only looked so
 
 
 # %%
@@ -234,6 +389,7 @@ def segment_fold(
     with terminal_bar(desc="test volumes") as bar:
         for case in tqdm(said(dataset.cases(patients), but=trained), desc="test volumes"):
             masks[case.name] = mask = network.segment(case.image, device=setup.device)
+            _list_mask(folder, case.name)
             if case.affine is not None or case.spacing_mm is not None:  # else nothing says where the mask lies
                 save_mask(mask, case, folder / "masks" / f"{case.name}.nii.gz", dataset.values)
             if dataset.scored:
@@ -280,15 +436,18 @@ def run_experiment(
     """Train on a fold, segment its test volumes, score them, write the result.
 
     With `devices` above 1 the training runs in as many fresh processes; under `torchrun`, in those that it started.
-    Raises DataError, before anything is written, on data that lacks what the run needs; ValueError for
-    settings that make no network; RuntimeError when another process is at work in the run folder.
+    Raises DataError, before anything is written, on data that lacks what the run needs, for all test files that cannot
+    be read, and for a folder that cannot be written to; ValueError for settings that make no network; RuntimeError when
+    another process is at work in the run folder.
     """
     with process_group(config.device):
         setup = resolve(config)
         check_scorable(setup)
+        check_archive(setup)
         state = start_training(setup)  # settings that make no network are refused before there is a folder
-        folder = run_folder(setup.config)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = writable_folder(run_folder(setup.config), room=3 * checkpoint_bytes(state))  # old, new, masks
+        if setup.config.archive:
+            writable_folder(Path(setup.config.archive).expanduser())
         if rank():
             continue_training(state, folder)
             return None
@@ -303,7 +462,11 @@ def run_experiment(
 #| export
 def _locked_run(state: Training, folder: Path, watch: Watcher | None) -> Outcome:
     "The run itself, inside its folder's lock."
-    setup = state.setup
+    setup, kept = state.setup, folder / "checkpoint.pt"
+    if setup.config.resume and kept.is_file():
+        check_same_data(state, kept)  # before config.json would name another root
+    else:
+        clear_masks(folder)
     write_json(setup.config.model_dump(), folder / "config.json")
     apart = setup.config.devices > 1 and world_size() == 1
     (train_in_processes if apart else continue_training)(state, folder, watch)
@@ -334,23 +497,34 @@ def _result(state: Training, rows: list[dict[str, Any]], volumes: int, seconds: 
         "train_seconds": round(state.seconds, 1), "test_seconds": round(seconds, 1),
         "precision": precision_name(state.setup.precision),
         "differences": {name: value for name, value in config.differences().items() if name in config.decisive},
+        "trained_on": state.learnt, "content": content_id(state.setup.content),
         "settings": config.decisive, "data_source": dataset.source, "software": software(), "last_log": state.log[-1],
         "scored": dataset.scored, "label_values": list(dataset.values), "cases": rows}
 
 
+# %% [markdown]
+# The result comes first, pictures last: one that cannot be drawn costs a warning, never the result of a day. In `report.md` every line is indented, which
+# Markdown shows as it is.
+
 # %%
 #| export
 def _write(outcome: Outcome) -> None:
-    "Pictures, result and report into the run folder; the result into the archive too."
+    "Result and report into the run folder, the result into the archive too; then the pictures."
     folder, config = outcome.folder, outcome.config
-    for figure, name in ((plot_predictions(outcome), "prediction"), (plot_attention_rows(outcome), "attention")):
-        if figure is not None:
-            save_figure(figure, folder / name)
-            figure.clear()
     write_json(outcome.result, folder / "result.json")
-    (folder / "report.md").write_text(f"{outcome.report()}\n{outcome.files()}\n")
     if config.archive:
+        check_archive(outcome.setup)
         write_json(outcome.result, Path(config.archive).expanduser() / f"{config.run_id}.json")
+    text = "".join(f"    {line}".rstrip() + "\n" for line in f"{outcome.report()}\n{outcome.files()}".split("\n"))
+    write_atomic(folder / "report.md", lambda new: new.write_text(text, encoding="utf-8"))
+    for plot, name in ((plot_predictions, "prediction"), (plot_attention_rows, "attention")):
+        try:
+            if (figure := plot(outcome)) is not None:
+                save_figure(figure, folder / name)
+                figure.clear()
+        except Exception as error:  # whatever it is, the result is there
+            warnings.warn(f"{plain(folder / name)}.png: not drawn ({type(error).__name__}: {plain(error)}); the result "
+                          "is written", stacklevel=2)
 
 
 # %% [markdown]
@@ -404,9 +578,9 @@ def plot_predictions(
 ) -> Figure:  # three or four panels
     "Image, scribble, prediction over the true outline, truth; the last two in one where there is no truth."
     case, z = shown_case(outcome)
-    scored, image = outcome.dataset.scored, case.gray[z]
+    scored, image, name = outcome.dataset.scored, case.gray[z], for_figure(case.name)
     figure, axes = panels(4 if scored else 3)
-    draw(axes[0], image, spacing_mm=case.spacing_mm[1:] if case.spacing_mm else None, title=f"{case.name}, slice {z}")
+    draw(axes[0], image, spacing_mm=case.spacing_mm[1:] if case.spacing_mm else None, title=f"{name}, slice {z}")
     if case.scribble is not None:
         draw(axes[1], image, scribble=case.scribble[z], ignore=outcome.dataset.ignore,
              title="scribble (not used here)" if scored else "scribble")
@@ -419,7 +593,7 @@ def plot_predictions(
 #| export
 def _draw_prediction(axes: np.ndarray, outcome: Outcome, case: Case, z: int) -> None:
     "A slice's prediction and, where there is one, its truth."
-    image, mask, title = case.gray[z], outcome.masks[case.name][z], outcome.result["title"]
+    image, mask, title = case.gray[z], outcome.masks[case.name][z], for_figure(outcome.result["title"])
     if not outcome.dataset.scored:
         draw(axes[0], image, label=mask, title=f"{title}: not scored")
         return
@@ -448,7 +622,7 @@ def plot_attention_rows(
     rows, grid = _attention_in(outcome, attention, shown)
     label = (outcome.masks[case.name] if case.label is None else case.label)[z]  # without truth: what it predicts
     figure, axes = panels(1 + outcome.dataset.classes)
-    draw(axes[0], shown[0, 0].numpy(force=True), title=f"{case.name}, slice {z}")
+    draw(axes[0], shown[0, 0].numpy(force=True), title=f"{for_figure(case.name)}, slice {z}")
     _draw_attention(figure, axes, rows, grid, label, outcome.dataset.class_names)
     return figure
 
@@ -481,7 +655,7 @@ def _draw_attention(
         y, x = int(ys[len(ys) // 2] * h / label.shape[0]), int(xs[len(xs) // 2] * w / label.shape[1])
         axes[0].plot((x + 0.5) * right / w, (y + 0.5) * top / h, "x", color="#D55E00", markersize=7)
         picture = plot_attention(axis, rows[y * w + x], (h, w), y * w + x, limits=limits,
-                                 title=f"attention × hw from {names[class_id]}")
+                                 title=f"attention × hw from {for_figure(names[class_id])}")
     figure.colorbar(picture, ax=axes[-1], shrink=0.8)
 
 

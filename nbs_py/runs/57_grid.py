@@ -28,13 +28,13 @@
 # In a clone of the project such a file is there:
 #
 # ```bash
-# attenscribble grid workflow/phantom.toml                # which runs, which are done, how long the others take
-# attenscribble grid workflow/phantom.toml --run          # run what is missing, one after the other
-# attenscribble grid workflow/phantom.toml --run --jobs 2 # two at a time, each with half of the threads
+# attenscribble grid workflow/phantom.toml                 # which runs, which are done, how long the others take
+# attenscribble grid workflow/phantom.toml --run           # run what is missing, one after the other
+# attenscribble grid workflow/phantom.toml --run --jobs 2  # two at a time, each with half of the threads
 # ```
 #
-# The format is TOML: Python reads it without another package, an error has a line number, and what is a number or a text is plain to see. YAML
-# takes `off` for false and `1e-4` for text.
+# The format is TOML, as in `pyproject.toml`: an error has a line number, and what is a number or a text is plain to see. YAML takes `off` for false
+# and `1e-4` for text.
 
 # %%
 #| default_exp runs.grid
@@ -64,17 +64,13 @@ from threading import Event
 from typing import Any
 
 import pandas as pd
+import tomli
 import torch
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # %%
 #| export
 from attenscribble.basics.errors import DataError, did_you_mean, one_of
-from attenscribble.basics.files import project_root, write_json
+from attenscribble.basics.files import project_root, without_parts, write_json
 from attenscribble.method.other_networks import build_network
 from attenscribble.runs.config import OPEN, Config
 from attenscribble.runs.launch import _end
@@ -179,7 +175,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(file, "no such file", "a grid of runs")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomli.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bytes that are no text, too
         raise DataError(file, f"no TOML ({error})", 'lines such as method = ["pce", "ours"]') from None
 
@@ -248,7 +244,9 @@ def _without_excluded(file: Path, content: Mapping[str, Any], wanted: list[_Want
     if not (isinstance(rules, list) and all(isinstance(rule, dict) and rule for rule in rules)):
         raise DataError(f"{file}: exclude", repr(rules), "tables with settings, each below its own [[exclude]]")
     out = [one for number, rule in enumerate(rules, 1) for one in _named(f"{file}: exclude {number}", rule, wanted)]
-    return [one for one in wanted if one not in out]
+    if not (kept := [one for one in wanted if one not in out]):
+        raise DataError(f"{file}: exclude", f"all {len(wanted)} jobs", "at least one that is left")
+    return kept
 
 
 # %%
@@ -268,7 +266,7 @@ def _named(where: str, rule: Mapping[str, Any], wanted: list[_Wanted]) -> list[_
 # ## All that is wrong, at once
 #
 # Nobody wants to learn on the second night that job 50 was misspelt. So every job becomes a [`Config`](50_config.ipynb) first, its dataset is
-# found, the first test volume of its fold is read and its network built, once for all jobs that share them.
+# found, the test volumes of its fold are read and its network is built, once for all jobs that share them.
 #
 # A job has to be the same run wherever it is started, or the machine that lists the jobs and the one that runs them would give them different
 # names. So folders in the file are seen from the file, and a profile that depends on the machine is refused.
@@ -296,14 +294,19 @@ class _Checks:
     "What was found for earlier jobs, by what was looked for."
 
     look: bool  # into the data, and at the network
-    passed: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
 
     def once(self, check: Callable[[], Any], *key: object) -> Any:
         "A check's result, from an earlier job if that was the same. Raises what the check raises."
         text = json.dumps(key, default=str)
-        if text not in self.passed:
-            self.passed[text] = check()
-        return self.passed[text]
+        if text not in self.known:
+            try:
+                self.known[text] = check()
+            except (ValueError, TypeError, OSError) as error:
+                self.known[text] = error
+        if isinstance(self.known[text], Exception):
+            raise self.known[text]
+        return self.known[text]
 
 
 # %%
@@ -558,7 +561,7 @@ def read_archive(
 ) -> dict[Path, dict[str, Any]]:  # by file
     "What lies in an archive. Raises DataError for a file that is no result."
     found = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in without_parts(Path(folder).glob("*.json")):
         try:
             found[path] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
