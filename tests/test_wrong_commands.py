@@ -117,7 +117,8 @@ def answer(command: str, folder: Path) -> tuple[int, str]:
         except SystemExit as ended:
             status = int(ended.code or 0)
     assert out.getvalue() == "", "nothing goes to the output"
-    return status, err.getvalue().replace(f"{folder}{os.sep}", "").replace(str(folder), ".").strip()
+    said = [line for line in err.getvalue().replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
+    return status, "\n".join(said).replace(f"{folder}{os.sep}", "").replace(str(folder), ".").strip()
 
 
 def listing(folder: Path) -> list[str]:

@@ -166,7 +166,7 @@ def read_results(
 #| export
 def _read_scored(folder: Path) -> list[dict[str, Any]]:
     "Every scored result of a folder, in the order of the files' names."
-    paths = without_parts(folder.glob("*.json"))
+    paths = without_parts(path for path in folder.glob("*.json") if not path.name.startswith("."))  # nor older parts
     if not paths:
         raise DataError(folder, "no result file", "at least one *.json")
     found: dict[str, dict[str, Any]] = {}
