@@ -281,6 +281,11 @@ def read_checkpoint(
     check_trust(path, current_names(config), trust)
     return content | {"config": _settings_in(config, path), "dataset": facts, "best": best}
 
+# %% ../../nbs/runs/53_training.ipynb #4a94ef57
+def _of_run(state: "Training", path: Path) -> dict[str, Any]:
+    "The content of a run's own checkpoint: the modules that its user has named are known."
+    return read_checkpoint(path, state.setup.device, [state.config.method, state.config.net_name])
+
 # %% ../../nbs/runs/53_training.ipynb #c4e362b9
 def _settings_in(config: dict[str, Any], path: Path | str) -> Config:
     "The settings of a checkpoint. Raises DataError for those of another version."
@@ -309,8 +314,7 @@ def fill(
 # %% ../../nbs/runs/53_training.ipynb #e2662aa2
 def _restore(state: Training, path: Path) -> None:
     "Go on from a checkpoint. Raises ValueError when it belongs to other settings or other data."
-    device = state.setup.device
-    content = read_checkpoint(path, device, [state.config.method, state.config.net_name])  # these the user has named
+    content = _of_run(state, path)
     if (found := content["config"].run_id) != state.config.run_id:
         raise ValueError(f"{path}: found a checkpoint of {found}, expected {state.config.run_id}")
     _check_content(state, path, content)
@@ -343,7 +347,7 @@ def check_same_data(
     path: Path,  # of its checkpoint
 ) -> None:
     "Raises ValueError, saying what has changed, for a checkpoint of other data, DataError for what is none."
-    _check_content(state, path, read_checkpoint(path))
+    _check_content(state, path, _of_run(state, path))
 
 # %% ../../nbs/runs/53_training.ipynb #79db9db0
 def _check_content(state: Training, path: Path, content: Mapping[str, Any]) -> None:

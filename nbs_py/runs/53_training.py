@@ -398,6 +398,13 @@ def read_checkpoint(
 
 # %%
 #| export
+def _of_run(state: "Training", path: Path) -> dict[str, Any]:
+    "The content of a run's own checkpoint: the modules that its user has named are known."
+    return read_checkpoint(path, state.setup.device, [state.config.method, state.config.net_name])
+
+
+# %%
+#| export
 def _settings_in(config: dict[str, Any], path: Path | str) -> Config:
     "The settings of a checkpoint. Raises DataError for those of another version."
     try:
@@ -429,8 +436,7 @@ def fill(
 #| export
 def _restore(state: Training, path: Path) -> None:
     "Go on from a checkpoint. Raises ValueError when it belongs to other settings or other data."
-    device = state.setup.device
-    content = read_checkpoint(path, device, [state.config.method, state.config.net_name])  # these the user has named
+    content = _of_run(state, path)
     if (found := content["config"].run_id) != state.config.run_id:
         raise ValueError(f"{path}: found a checkpoint of {found}, expected {state.config.run_id}")
     _check_content(state, path, content)
@@ -472,7 +478,7 @@ def check_same_data(
     path: Path,  # of its checkpoint
 ) -> None:
     "Raises ValueError, saying what has changed, for a checkpoint of other data, DataError for what is none."
-    _check_content(state, path, read_checkpoint(path))
+    _check_content(state, path, _of_run(state, path))
 
 
 # %%
