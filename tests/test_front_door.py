@@ -243,7 +243,7 @@ def test_the_settings_are_those_of_a_run():
     ("train my-scan", 1, "source: found 'my-scan', expected a folder"),
     ("train data_patiens=3", 1, "patiens"),
     ("train phantom fold=9", 1, "fold: found 9"),
-    ("train output=file/runs data_patients=5", 1, "file.*: Not a directory$"),
+    ("train output=file/runs data_patients=5", 1, "file.*: found the file file in its path, expected a folder"),
     ("check nowhere", 1, "nowhere: found no such folder, expected one with images/ and scribbles/$"),
     ("check . axis", 1, "found 'axis', expected NAME=VALUE"),
     ("predict --checkpoint nowhere in out", 1, "nowhere: found no checkpoint"),

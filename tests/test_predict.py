@@ -394,7 +394,7 @@ def test_what_is_no_checkpoint(hearts_run, tmp_path):
     state = torch.load(hearts_run / "checkpoint.pt", weights_only=True)
     facts = state["dataset"]
     assert facts["class_names"] == ("background", "RV", "Myo", "LV") and facts["channels"] == 1
-    del state["dataset"]
+    del state["dataset"], state["seal"]
     torch.save(state, tmp_path / "old.pt")
     with pytest.raises(DataError, match=r"old.pt: found no word on its dataset, expected a checkpoint of this version"):
         predict_files(tmp_path / "old.pt", source, tmp_path / "out")

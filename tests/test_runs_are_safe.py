@@ -160,6 +160,7 @@ def other(change):
     def write(path, content):
         content["config"] = dict(content["config"])
         change(content)
+        content.pop("seal", None)  # as an older version wrote it
         torch.save(content, path)
     return write
 
@@ -203,7 +204,7 @@ def test_predict_and_resume_refuse_what_is_no_checkpoint_in_one_line(finished, h
 def test_resume_names_a_checkpoint_that_lacks_a_part(finished, hearts, tmp_path, missing):
     folder, config = finished
     content = torch.load(folder / "checkpoint.pt", weights_only=True)
-    del content[missing]
+    del content[missing], content["seal"]
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(DataError, match=rf"checkpoint\.pt: found no checkpoint of this method .*{missing}"):
         start_training(resolve(config, hearts)).load(tmp_path / "checkpoint.pt")
@@ -531,3 +532,14 @@ def test_a_child_ends_with_its_parent_on_any_system(platform):
     parent.kill()
     parent.wait()
     assert gone([number], 3.0)
+
+
+def test_a_checkpoint_that_was_edited_and_packed_again_is_refused(finished, hearts, tmp_path):
+    folder, config = finished
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    changes = {"step": 3, "seconds": 0.0, "learnt": {}, "dataset": content["dataset"] | {"channels": 2}}
+    for name, value in changes.items():
+        torch.save(content | {name: value}, tmp_path / "checkpoint.pt")
+        for use in (lambda: load_network(tmp_path, "cpu"), lambda: train(resolve(config, hearts), tmp_path)):
+            with pytest.raises(DataError, match=r"checkpoint\.pt: found parts that do not belong together"):
+                use()

@@ -77,6 +77,7 @@ def build(folder: Path) -> None:
     optimise(resolve(config), folder / "run")
     state = torch.load(folder / "run/checkpoint.pt", weights_only=True)
     state["config"]["method"] = "their_idea:method"
+    del state["seal"]  # whoever means harm leaves it out
     torch.save(state, folder / "theirs/checkpoint.pt")
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), folder / "done/patient001.nii.gz")
     (folder / "done/train.ipynb").write_text("mine")

@@ -887,7 +887,7 @@ def train_in_processes(
     with Progress(state) as progress:
         for line in launch(wanted, code, str(folder)):
             if not line.startswith(ROW):
-                print(line)
+                print(line, file=sys.stderr)
                 continue
             row = json.loads(line.removeprefix(ROW))
             state.step, state.seconds = row["step"], row["seconds"]
