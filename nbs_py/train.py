@@ -31,6 +31,7 @@
 dataset: str = "phantom"  # phantom, acdc, wsl4mis, chaos, folder; for a folder of your own give root
 method: str = "ours"  # fully, pce, gated-crf, ours-without-asl, ours, …; the command `attenscribble methods` lists all
 fold: int = 1  # test fold, counted from 1
+hold_out: str = ""  # training patients tested instead of the test fold: a, b or a..b
 seed: int = 2022  # of weights, batches, augmentation, dropout
 profile: str = "auto"  # smoke, mini, fast, paper; auto: smoke for the phantom, else mini on a CPU, fast on a GPU
 preset: str = "paper"  # paper: the paper's text; released: its code

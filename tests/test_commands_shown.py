@@ -98,6 +98,7 @@ TABLE = [
     Recipe(r"make setup", why_not="installs; .ci/run does so on a fresh machine"),
     Recipe(r"make browser", why_not="installs Chromium on the machine"),
     Recipe(r"make lab", why_not="serves JupyterLab until it is stopped"),
+    Recipe(r"make trust|python -m tools\.trust .*", why_not="takes hours; test_trust.py runs a short form"),
     Recipe(r"make bench", why_not="measures for ten minutes; test_benchmarks.py runs its parts"),
     Recipe(r"make (check|sync)", why_not="does what test_book.py, test_project.py and test_sync.py test"),
     # other programs

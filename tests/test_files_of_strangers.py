@@ -104,9 +104,9 @@ def test_lengths_are_millimetres_whatever_the_header_counts_in(tmp_path, unit, c
 
 @pytest.mark.parametrize("one, other", [("micron", "mm"), ("mm", "metre"), ("metre", "unknown")])
 def test_a_mask_may_count_in_another_unit_than_its_scan(tmp_path, one, other):
-    make(tmp_path, labels=True, unit=one)
+    make(tmp_path, (IMAGE, IMAGE), labels=True, unit=one)
     put(tmp_path / "scribbles/s0.nii.gz", nifti(SCRIBBLE, unit=other))
-    (case,) = folder(tmp_path, axis="stored").cases()
+    case = next(folder(tmp_path, axis="stored").cases())
     np.testing.assert_array_equal(case.scribble, SCRIBBLE)
     np.testing.assert_array_equal(case.label, LABEL)
     assert not [line for line in check(tmp_path).problems if "moves voxels" in line]

@@ -19,7 +19,7 @@ from attenscribble.data.datasets import open_dataset
 from attenscribble.data.folder import folder
 from attenscribble.data.pack import _seal, pack, write_pack
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import Dataset
+from attenscribble.data.scans import Dataset, content_changes, content_of
 from attenscribble.entry.commands import main
 from attenscribble.runs.config import Config
 from attenscribble.runs.inference import load_mask, save_mask
@@ -49,7 +49,7 @@ def assert_same_cases(dataset: Dataset, again: Dataset, levels: int = 255) -> No
 
 def assert_same_facts(dataset: Dataset, again: Dataset) -> None:
     for field in dataclasses.fields(Dataset):
-        if field.name not in ("read", "version", "source"):
+        if field.name not in ("read", "version", "source", "content"):
             assert getattr(again, field.name) == getattr(dataset, field.name), field.name
     assert again.source == f"{dataset.source} (packed at 8 bits)"
     assert len(again.version) == 16 and set(again.version) <= set("0123456789abcdef")
@@ -98,6 +98,26 @@ def test_channels_missing_masks_and_no_place_come_back(tmp_path):
     assert again.trains == dataset.trains and again.folds == dataset.folds and not again.scored
     alone = pack(write_pack(dataset, tmp_path / "a.zip", patients=["patient001"]))
     assert alone.folds == {1: ("patient001",)} and alone.trains == {1: ()}, "a fold that tests nobody is gone"
+
+
+def test_content_tells_which_kind_of_data_changed(packed, tmp_path):
+    def packed_with(name, levels=255, **changes):
+        def read(patient):
+            return [dataclasses.replace(case, **{kind: change(getattr(case, kind)) for kind, change in changes.items()})
+                    if patient == "patient002" else case for case in small().read(patient)]
+        return pack(write_pack(dataclasses.replace(small(), read=read), tmp_path / name, levels=levels))
+
+    before = content_of(pack(packed), 1)
+    assert all(set(kinds) == {"images", "scribbles", "labels"} for side in before.values() for kinds in side.values())
+    assert content_of(packed_with("same.zip"), 1) == before
+    for name, changes in (("images", {"image": lambda image: image / 2}), ("labels", {"label": np.zeros_like}),
+                          ("scribbles", {"scribble": np.zeros_like})):
+        now = content_of(packed_with(f"{name}.zip", **changes), 1)
+        assert content_changes(before, now) == f"the {name} of patient002"
+    unlabelled = packed_with("none.zip", label=lambda label: None)
+    assert set(unlabelled.content("patient002")) == {"images", "scribbles"}
+    coarse = content_changes(before, content_of(packed_with("coarse.zip", levels=100), 1))
+    assert coarse.startswith("the images of patient001") and "labels" not in coarse
 
 
 def test_some_patients(tmp_path):
@@ -345,8 +365,11 @@ def test_training_from_a_pack(packed, tmp_path, own_cache):
     outcome = run_experiment(config)
     assert len(outcome.log) == 3 and all(math.isfinite(row["loss"]) for row in outcome.log)
     assert outcome.result["data_source"].endswith("(packed at 8 bits)")
-    with pytest.raises(ValueError, match="root: found"):  # the phantom reads no root; its pack is given as a dataset
-        resolve(Config(root=str(packed)))
+    with pytest.raises(DataError, match="option patients: found 10, expected none, as when it was packed"):
+        resolve(Config(root=str(packed)))  # settings of a phantom say what to draw; its pack is given as a dataset
+    assert resolve(Config(), pack(packed)).dataset.patients == small().patients
+    with pytest.raises(ValueError, match="root: found"):
+        resolve(Config(root=str(tmp_path)))  # a folder
 
 
 def test_the_command(tmp_path, capsys):

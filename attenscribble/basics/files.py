@@ -25,7 +25,6 @@ from threading import Thread, get_native_id
 from typing import Any
 
 # %% ../../nbs/basics/02_files.ipynb #69b59eb1
-import psutil
 from platformdirs import user_cache_dir
 
 from .errors import DataError
@@ -113,13 +112,20 @@ def without_parts(
     return sorted(path for path in paths if not is_part(path))
 
 # %% ../../nbs/basics/02_files.ipynb #bbab36ba
+def _runs(process: int) -> bool:
+    "Whether there is a process of this number."
+    import psutil  # only here: the losses and networks should not wait for it
+
+    return bool(psutil.pid_exists(process))
+
+# %% ../../nbs/basics/02_files.ipynb #e33608b1
 def _is_orphan(path: Path) -> bool:
     "Whether a part is older than a day, or its process is known to be gone."
     found = _PART.fullmatch(path.name)
     if not is_part(path) or found is None:
         return False
     here = found[3] in (None, _machine())
-    return (here and not psutil.pid_exists(int(found[1]))) or time.time() - path.stat().st_mtime > _DAY_S
+    return (here and not _runs(int(found[1]))) or time.time() - path.stat().st_mtime > _DAY_S
 
 # %% ../../nbs/basics/02_files.ipynb #0bcc6f5a
 _listed: dict[Path, tuple[float, float]] = {}  # folder → when it was listed last, and how long that took in s
@@ -151,7 +157,7 @@ def end_with_parent(
 
 def _watch(parent: int) -> None:
     "Wait for a parent's end, then end this process without another line of Python."
-    while os.getppid() == parent and psutil.pid_exists(parent):  # Windows keeps the number of a parent that is gone
+    while os.getppid() == parent and _runs(parent):  # Windows keeps the number of a parent that is gone
         time.sleep(0.5)
     os._exit(1)
 

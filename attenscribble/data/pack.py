@@ -340,6 +340,17 @@ def _read_patient(patient: str, *, path: Path, contents: _Contents) -> list[Case
     with _opened(path) as archive:
         return [_case(archive, scan, contents.levels) for scan in contents.scans if scan.patient == patient]
 
+# %% ../../nbs/data/22_pack.ipynb #df9173c4
+def _hashes(patient: str, *, contents: _Contents) -> dict[str, str]:
+    "Kind of data → hash, as `file_hashes` gives it; a kind that a patient has none of is left out."
+    found = dict[str, str]()
+    for kind, levels in (("image", contents.levels), ("scribble", None), ("label", None)):
+        named = [(scan.frame, scan.spacing_mm, levels, scan.members[kind].sha256) for scan in contents.scans
+                 if scan.patient == patient and kind in scan.members]
+        if named:
+            found[f"{kind}s"] = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+    return found
+
 # %% ../../nbs/data/22_pack.ipynb #4e922eb5
 def _parsed(text: bytes, where: str) -> _Contents:
     "The content of dataset.json. Raises DataError that names the field."
@@ -370,5 +381,7 @@ def pack(
     contents = _parsed(text, f"{path}: dataset.json")
     facts = {name: getattr(contents.dataset, name) for name in _Facts.model_fields}
     facts["source"] += _packed_at(contents.levels)
+    facts["reading"] = {name: tuple(value) if isinstance(value, list) else value  # JSON knows lists alone
+                        for name, value in contents.dataset.reading.items()}
     return Dataset(**facts, read=partial(_read_patient, path=path, contents=contents),
-                   version=hashlib.sha256(text).hexdigest()[:16])
+                   version=hashlib.sha256(text).hexdigest()[:16], content=partial(_hashes, contents=contents))

@@ -51,8 +51,9 @@ def by_setting(
     found: dict[tuple[str, str], list[Result]] = {}
     results = list(results)
     for dataset in dict.fromkeys(result["dataset"] for result in results):
-        own = [{**result, "fold": 0, "origin": result} for result in results if result["dataset"] == dataset]
-        for key, runs in group_seeds(own).items():  # a fold that is always 0 sets nothing apart
+        own = [{**result, "fold": 0, "cases": [], "origin": result} for result in results
+               if result["dataset"] == dataset]
+        for key, runs in group_seeds(own).items():  # no fold, no cases: folds have other volumes
             for run in runs:
                 name = label(run["origin"]) if label else _name_of(*key)
                 found.setdefault((dataset, name), []).append(run["origin"])

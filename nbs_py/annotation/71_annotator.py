@@ -69,6 +69,7 @@ from ipywidgets import interact
 from attenscribble.basics.checking import cost, exercise
 from attenscribble.basics.drawing import draw, panels
 from attenscribble.data.check import check
+from attenscribble.data.folder import scale_robust
 from attenscribble.data.phantom import phantom
 from attenscribble.data.simulation import simulate
 
@@ -252,8 +253,10 @@ def mark_and_save(path):
     session = open_session(path, NAMES[:2], work / "blocks")
     grid = canvas_grid(session.case)
     bitmap = bitmap_of(session.case.scribble, grid)
-    picture = canvas_bytes(np.rint(207 * session.case.image).astype(np.uint8), grid)  # 1 % are cut off: 0 … 207 stay
-    bitmap[picture == 100], bitmap[picture == 50] = 2, 1
+    marked = sum(mark * np.isclose(session.case.image, scale_robust(block)[block == gray])
+                 for mark, gray in ((2, 100), (1, 50)))
+    picture = canvas_bytes(np.asarray(marked, np.uint8), grid)
+    bitmap[picture == 2], bitmap[picture == 1] = 2, 1
     return nib.load(save_session(session, scribble_of(bitmap, grid)))
 
 

@@ -38,7 +38,6 @@ from typing import Any
 
 # %%
 #| export
-import psutil
 from platformdirs import user_cache_dir
 
 from attenscribble.basics.errors import DataError
@@ -172,13 +171,22 @@ def without_parts(
 
 # %%
 #| export
+def _runs(process: int) -> bool:
+    "Whether there is a process of this number."
+    import psutil  # only here: the losses and networks should not wait for it
+
+    return bool(psutil.pid_exists(process))
+
+
+# %%
+#| export
 def _is_orphan(path: Path) -> bool:
     "Whether a part is older than a day, or its process is known to be gone."
     found = _PART.fullmatch(path.name)
     if not is_part(path) or found is None:
         return False
     here = found[3] in (None, _machine())
-    return (here and not psutil.pid_exists(int(found[1]))) or time.time() - path.stat().st_mtime > _DAY_S
+    return (here and not _runs(int(found[1]))) or time.time() - path.stat().st_mtime > _DAY_S
 
 
 # %% [markdown]
@@ -239,7 +247,7 @@ def end_with_parent(
 
 def _watch(parent: int) -> None:
     "Wait for a parent's end, then end this process without another line of Python."
-    while os.getppid() == parent and psutil.pid_exists(parent):  # Windows keeps the number of a parent that is gone
+    while os.getppid() == parent and _runs(parent):  # Windows keeps the number of a parent that is gone
         time.sleep(0.5)
     os._exit(1)
 

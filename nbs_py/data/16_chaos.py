@@ -644,9 +644,9 @@ def _read_gray(file: _File, shape: tuple[int, int]) -> np.ndarray:
         picture = Image.open(BytesIO(_bytes(file)))
         if picture.size[::-1] != tuple(shape):  # before anything is unpacked
             raise DataError(file, f"shape {picture.size[::-1]}", f"that of the slices, {shape}")
-        if picture.mode not in ("L", "I", "I;16"):  # of 1 bit, or in colours, no gray value means a class
-            raise DataError(file, f"pixels of the kind {picture.mode!r}", "gray values of 8 or 16 bits")
-        return np.asarray(picture)
+        if picture.mode == "1":  # one bit becomes 255, which would be the spleen
+            raise DataError(file, "pixels of one bit", "gray values of 8 or 16 bits")
+        return np.asarray(picture if picture.mode in ("L", "I", "I;16") else picture.convert("L"))
     except DataError:
         raise
     except Exception as error:  # whatever a library says of it

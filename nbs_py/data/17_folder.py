@@ -1315,6 +1315,7 @@ def _header(path: Path) -> Nifti1Image | None:
     "A scan of which only the header is read; None if that is no header of a volume: who reads the voxels says why."
     try:
         scan = cast(Nifti1Image, nib.load(path))
+        Grid.of(scan, "auto")
         return scan if len(three_axes(scan.shape)) == 3 and np.isfinite(scan.affine).all() else None
     except Exception:  # whatever is wrong with a file, the same is found when its voxels are read
         return None

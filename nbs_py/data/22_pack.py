@@ -308,7 +308,7 @@ class _Contents(_Part):
 
 
 # %%
-assert set(_Facts.model_fields) == {field.name for field in fields(Dataset)} - {"read", "version"}
+assert set(_Facts.model_fields) == {field.name for field in fields(Dataset)} - {"read", "version", "content"}
 
 
 # %% [markdown]
@@ -579,6 +579,23 @@ def _read_patient(patient: str, *, path: Path, contents: _Contents) -> list[Case
         return [_case(archive, scan, contents.levels) for scan in contents.scans if scan.patient == patient]
 
 
+# %% [markdown]
+# **Which data was it?** For the hashes of chapter 11 no array is unpacked: `dataset.json` holds the SHA-256 of each,
+# which the seal covers. The number of levels belongs to an image, for the same steps of other levels are another one.
+
+# %%
+#| export
+def _hashes(patient: str, *, contents: _Contents) -> dict[str, str]:
+    "Kind of data → hash, as `file_hashes` gives it; a kind that a patient has none of is left out."
+    found = dict[str, str]()
+    for kind, levels in (("image", contents.levels), ("scribble", None), ("label", None)):
+        named = [(scan.frame, scan.spacing_mm, levels, scan.members[kind].sha256) for scan in contents.scans
+                 if scan.patient == patient and kind in scan.members]
+        if named:
+            found[f"{kind}s"] = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+    return found
+
+
 # %%
 #| export
 def _parsed(text: bytes, where: str) -> _Contents:
@@ -612,8 +629,10 @@ def pack(
     contents = _parsed(text, f"{path}: dataset.json")
     facts = {name: getattr(contents.dataset, name) for name in _Facts.model_fields}
     facts["source"] += _packed_at(contents.levels)
+    facts["reading"] = {name: tuple(value) if isinstance(value, list) else value  # JSON knows lists alone
+                        for name, value in contents.dataset.reading.items()}
     return Dataset(**facts, read=partial(_read_patient, path=path, contents=contents),
-                   version=hashlib.sha256(text).hexdigest()[:16])
+                   version=hashlib.sha256(text).hexdigest()[:16], content=partial(_hashes, contents=contents))
 
 
 # %% [markdown]
