@@ -253,7 +253,7 @@ def mark_and_save(path):
     session = open_session(path, NAMES[:2], work / "blocks")
     grid = canvas_grid(session.case)
     bitmap = bitmap_of(session.case.scribble, grid)
-    marked = sum(mark * np.isclose(session.case.image, scale_robust(block)[block == gray])
+    marked = sum(mark * np.isclose(session.case.image, scale_robust(block, fills=True)[block == gray])
                  for mark, gray in ((2, 100), (1, 50)))
     picture = canvas_bytes(np.asarray(marked, np.uint8), grid)
     bitmap[picture == 2], bitmap[picture == 1] = 2, 1
