@@ -523,7 +523,7 @@ def test_killing_the_parent_of_two_processes_ends_them_at_once_and_the_run_goes_
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("platform", [sys.platform, "elsewhere"])
 def test_a_child_ends_with_its_parent_on_any_system(platform):
-    child = ("import os, sys, time\nfrom attenscribble.basics.files import end_with_parent\n"
+    child = ("import os, psutil, sys, time\nfrom attenscribble.basics.files import end_with_parent\n"
              f"sys.platform = {platform!r}\n"
              "end_with_parent(os.getppid()); print(os.getpid(), flush=True); time.sleep(60)")
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
