@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Outcome', 'headline', 'machine_kind', 'precision_name', 'software', 'run_folder', 'check_scorable', 'check_archive',
-           'clear_masks', 'read_header', 'segment_fold', 'score', 'run_experiment', 'median_case', 'shown_case',
-           'plot_predictions', 'plot_attention_rows']
+           'clear_masks', 'segment_fold', 'score', 'run_experiment', 'median_case', 'shown_case', 'plot_predictions',
+           'plot_attention_rows']
 
 # %% ../../nbs/runs/56_run.ipynb #979620cf
 import json
-import math
 import os
 import platform
 import time
@@ -22,13 +21,11 @@ from pathlib import Path
 from typing import Any, cast
 
 # %% ../../nbs/runs/56_run.ipynb #533683e7
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
-from nibabel.filebasedimages import ImageFileError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -45,7 +42,7 @@ from ..data.datasets import find_dataset
 from ..data.folder import Folder, matching_grid, open_folder, patients_of, said
 from ..data.grid import Grid
 from ..data.phantom import phantom
-from ..data.scans import Case, Dataset, content_id, read_nifti
+from ..data.scans import Case, Dataset, content_id, read_header
 from ..method.objective import attention_of
 from ..method.ssa import SpatialSelfAttention, attention_maps, plot_attention
 from .config import Config
@@ -274,25 +271,6 @@ def _header_faults(setup: Setup, patient: str) -> Iterator[DataError]:
 def _opened(root: str, options: str) -> Folder:
     "A folder, listed once a process."
     return open_folder(root, **json.loads(options))
-
-# %% ../../nbs/runs/56_run.ipynb #e06fb3e5
-def read_header(
-    path: Path,  # *.nii or *.nii.gz
-) -> nib.Nifti1Image:  # its voxels are not read
-    "A NIfTI file by its header, once its size fits. Raises DataError as `read_nifti` does."
-    try:
-        scan = cast(nib.Nifti1Image, nib.load(path))
-        start, voxels = cast(nib.arrayproxy.ArrayProxy, scan.dataobj).offset, math.prod(scan.shape)
-        size = int(start) + scan.get_data_dtype().itemsize * voxels
-        with path.open("rb") as file:  # gzip ends with the size of what is in it
-            zipped = file.read(2) == b"\x1f\x8b"
-            file.seek(-4, os.SEEK_END)
-            kept = int.from_bytes(file.read(4), "little") if zipped else file.tell()
-        if kept >= size % 2**32 if zipped else kept >= size:
-            return scan
-    except (OSError, EOFError, ValueError, ImageFileError):
-        pass
-    return read_nifti(path, flat=True)[1]  # says what is wrong, or reads what only looked so
 
 # %% ../../nbs/runs/56_run.ipynb #2e5c4605
 def segment_fold(

@@ -20,7 +20,6 @@
 # %%
 #| export
 import json
-import math
 import os
 import platform
 import time
@@ -34,13 +33,11 @@ from typing import Any, cast
 
 # %%
 #| export
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
-from nibabel.filebasedimages import ImageFileError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -58,7 +55,7 @@ from attenscribble.data.datasets import find_dataset
 from attenscribble.data.folder import Folder, matching_grid, open_folder, patients_of, said
 from attenscribble.data.grid import Grid
 from attenscribble.data.phantom import phantom
-from attenscribble.data.scans import Case, Dataset, content_id, read_nifti
+from attenscribble.data.scans import Case, Dataset, content_id, read_header
 from attenscribble.method.objective import attention_of
 from attenscribble.method.ssa import SpatialSelfAttention, attention_maps, plot_attention
 from attenscribble.runs.config import Config
@@ -356,27 +353,6 @@ def _header_faults(setup: Setup, patient: str) -> Iterator[DataError]:
 def _opened(root: str, options: str) -> Folder:
     "A folder, listed once a process."
     return open_folder(root, **json.loads(options))
-
-
-# %%
-#| export
-def read_header(
-    path: Path,  # *.nii or *.nii.gz
-) -> nib.Nifti1Image:  # its voxels are not read
-    "A NIfTI file by its header, once its size fits. Raises DataError as `read_nifti` does."
-    try:
-        scan = cast(nib.Nifti1Image, nib.load(path))
-        start, voxels = cast(nib.arrayproxy.ArrayProxy, scan.dataobj).offset, math.prod(scan.shape)
-        size = int(start) + scan.get_data_dtype().itemsize * voxels
-        with path.open("rb") as file:  # gzip ends with the size of what is in it
-            zipped = file.read(2) == b"\x1f\x8b"
-            file.seek(-4, os.SEEK_END)
-            kept = int.from_bytes(file.read(4), "little") if zipped else file.tell()
-        if kept >= size % 2**32 if zipped else kept >= size:
-            return scan
-    except (OSError, EOFError, ValueError, ImageFileError):
-        pass
-    return read_nifti(path, flat=True)[1]  # says what is wrong, or reads what only looked so
 
 
 # %%
