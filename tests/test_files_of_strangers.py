@@ -21,11 +21,12 @@ from attenscribble.basics.files import read_json
 from attenscribble.data import scans
 from attenscribble.data.chaos import _read_gray, chaos, read_series, write_slice
 from attenscribble.data.check import check
+from attenscribble.data.datasets import open_dataset
 from attenscribble.data.folder import folder, low_contrast, open_folder, patients_of, read_scan, scale_robust
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import acdc, read_nifti, scale_intensities, wsl4mis
 from attenscribble.entry.commands import main
-from attenscribble.runs.inference import save_mask
+from attenscribble.runs.inference import find_scans, load_mask, save_mask
 from attenscribble.runs.metrics import hd95
 
 UNITS = {"unknown": 0, "metre": 1, "mm": 2, "micron": 3}
@@ -528,3 +529,33 @@ def test_an_absurd_number_of_phantoms_is_refused_at_once(options):
 
 def test_low_contrast_is_still_noticed():
     assert low_contrast(scale_intensities(ODD["one voxel of 1e9"]))
+
+
+# ---------------------------------------------------------------- no contrast
+def test_a_volume_of_one_number_is_no_scan(tmp_path):
+    with h5py.File(tmp_path / "patient001_frame01.h5", "w") as file:
+        file["image"] = np.full((3, 8, 8), 0.5, np.float32)
+    with pytest.raises(DataError, match="frame01.h5: image: found nothing but 0.5, expected a scan with contrast"):
+        list(wsl4mis(tmp_path).cases())
+
+
+# ---------------------------------------------------------------- endings in capitals
+def test_endings_in_capitals_are_endings_too(tmp_path, capsys):
+    root = make(tmp_path / "mine", (IMAGE,) * 3, labels=True)
+    for path in sorted(root.rglob("s1.nii.gz")):
+        path.rename(path.with_name("s1.NII.GZ"))
+    (root / "images/s2.Nii").write_bytes(gzip.decompress((root / "images/s2.nii.gz").read_bytes()))
+    (root / "images/s2.nii.gz").unlink()
+    assert [case.name for case in folder(root).cases()] == ["s0", "s1", "s2"]
+    assert open_dataset("folder", root).name == "mine"
+    outside = shutil.copy(root / "images/s1.NII.GZ", tmp_path / "S.NII.GZ")
+    assert list(find_scans(outside, 1)) == ["S"] and list(find_scans(root / "images", 1)) == ["s0", "s1", "s2"]
+    case = next(folder(root).cases())
+    written = save_mask(LABEL, case, tmp_path / "M.NII.GZ")
+    assert written.read_bytes()[:2] == b"\x1f\x8b"
+    np.testing.assert_array_equal(load_mask(written, case), LABEL)
+    patient = tmp_path / "acdc/patient001"
+    for kind, volume in (("", IMAGE), ("_gt", LABEL)):
+        put(patient / f"patient001_frame01{kind}.nii.gz", nifti(volume)).rename(
+            patient / f"patient001_frame01{kind}.NII.GZ")
+    assert open_dataset("acdc", tmp_path / "acdc").patients == ("patient001",)

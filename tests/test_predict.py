@@ -408,8 +408,14 @@ def test_class_values_are_written_and_read_back(tmp_path):
     np.testing.assert_array_equal(load_mask(path, case, (0, 10, 20, 30)), HEARTS[0].label)
     with pytest.raises(DataError, match=r"a.nii.gz: found the values \[10\], expected only \[0, 20, 30\]"):
         load_mask(path, case, (0, 20, 30))
-    with pytest.raises(DataError, match=r"b.nii.gz: found no readable mask"):
+    with pytest.raises(DataError, match=r"b.nii.gz: found no such file, expected the mask that the run wrote"):
         load_mask(tmp_path / "b.nii.gz", case)
+    save_volume(HEARTS[0].label.astype(np.float32) + 300, case, path)
+    with pytest.raises(DataError, match=r"a.nii.gz: found the values \[300.0, .*\], expected whole numbers"):
+        load_mask(path, case)  # a mask of 300 was taken for one of 44
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"a.nii.gz: found an unreadable file"):
+        load_mask(path, case)
     save_volume(HEARTS[0].image[1:], Case("a", "", HEARTS[0].image[1:], (1, 1, 1)), path)
     with pytest.raises(DataError, match=r"a.nii.gz: found shape \(3, .*expected the scan's \(4, "):
         load_mask(path, case)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -344,6 +345,12 @@ def test_walks_are_cached_by_content(tmp_path, monkeypatch):
         RandomWalker(one_slice(marks, np.eye(6)), WalkerSwitches(beta=beta), 16)
     RandomWalker(one_slice(marks, np.eye(6) / 2), WalkerSwitches(), 16)
     assert len(calls) == 4  # the broken file is made anew, the others are read
+    with zipfile.ZipFile(kept, "w") as archive:
+        archive.writestr("labels", b"whole, and no array")  # numpy returns bytes for it
+    for beta in (100, 7):
+        RandomWalker(one_slice(marks, np.eye(6)), WalkerSwitches(beta=beta), 16)
+    RandomWalker(one_slice(marks, np.eye(6) / 2), WalkerSwitches(), 16)
+    assert len(calls) == 5
 
 
 def test_many_slices_are_walked_in_processes():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import numpy as np
@@ -38,6 +39,7 @@ def write_result(folder, method, dsc=(0.8, 0.6), *, seed=1, hd95=(4.0, 6.0), **c
     result = {"dataset": "acdc", "method": method, "title": TITLES.get(method, method), "fold": 1, "seed": seed,
               "profile": "paper", "preset": "paper", "checkpoint": "last", "train_seconds": 60.0, "cases": rows,
               "settings": {}} | changes
+    result.setdefault("test_volumes", len({r["case"] for r in result["cases"]}))
     result["settings"] = {"seed": result["seed"]} | result["settings"]
     facts = [result[name] for name in ("dataset", "method", "profile", "preset", "fold", "seed")]
     result.setdefault("run", "-".join(map(str, [*facts, *result["settings"].values()])))
@@ -110,6 +112,10 @@ def without(name):
     (lambda r: r.update(cases=[]), "cases: found none"),
     (lambda r: r["cases"][3].update(dsc=1.2), r"cases\[3\]: dsc: found 1.2, expected 0 to 1"),
     (lambda r: r["cases"][0].update(hd95_mm=-1), r"cases\[0\]: hd95_mm: found -1"),
+    (lambda r: r["cases"][0].update(hd95_mm=math.inf), r"cases\[0\]: hd95_mm: found inf, expected mm, or null"),
+    (lambda r: r.update(fold=True), "fold: found True, expected int"),
+    (without("test_volumes"), "test_volumes: found 'nothing', expected int"),
+    (lambda r: r.update(test_volumes=-1), "cases: found 2 volumes, expected -1, as test_volumes says"),
     (lambda r: r["cases"][1].pop("policy"), r"cases\[1\]: policy: found 'nothing', expected str"),
 ])
 def test_a_broken_file_is_named(tmp_path, spoil, expected):

@@ -29,7 +29,10 @@ def rewrite(folder, seed, spoil):
 
 def only(folder, seed, keep):
     "Leave of a seed's rows those that are wanted."
-    return rewrite(folder, seed, lambda result: result.update(cases=[r for r in result["cases"] if keep(r)]))
+    def spoil(result):
+        rows = [r for r in result["cases"] if keep(r)]
+        result.update(cases=rows, test_volumes=len({r["case"] for r in rows}))
+    return rewrite(folder, seed, spoil)
 
 
 def nowhere(name):
@@ -68,6 +71,19 @@ def test_a_volume_or_class_that_is_gone_altogether_is_missed(tmp_path, facts, sa
 def test_the_results_of_the_project_are_whole(root):
     for folder in {path.parent for path in (root / "results").rglob("*.json")}:
         read_results(folder)
+
+
+def test_settings_that_only_look_alike_stay_two_rows(tmp_path):
+    write_result(tmp_path, "ours", settings={"attention_lr": None}, run="a")
+    write_result(tmp_path, "ours", settings={"attentiom_lr": None}, run="b")  # a name that the other does not have
+    assert results_table(tmp_path).count("DSC RV") == 1 and results_table(tmp_path).count("| Ours |") == 2
+    write_result(tmp_path, "ours", settings={"attention_lr": True}, run="a")
+    write_result(tmp_path, "ours", settings={"attention_lr": 1}, run="b")  # 1 is equal to True
+    assert len(group_seeds(read_results(tmp_path))) == 2
+    write_result(tmp_path, "ours", settings={"attention_lr": "1"}, run="a")  # printed, these are one
+    with pytest.raises(DataError, match="b: settings: found the row ours, paper, attention_lr 1 for other settings "
+                                        "than those of a, expected settings that a table can tell apart"):
+        results_table(tmp_path)
 
 
 def test_half_written_files_of_a_stopped_run_are_no_results(tmp_path):

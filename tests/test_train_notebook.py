@@ -211,6 +211,8 @@ def test_what_ipython_and_other_cells_leave_is_no_parameter():
     assert notebook_settings(names) == {"fold": 2}
     for name, value in {"folds": 2, "fold_": [1], "own": {}, "fould": {"a": 1}}.items():
         with pytest.raises(ValueError, match=f"{name}: unknown setting"):
+            Config(**{name: None})  # as YAML has "name:" with nothing behind it
+        with pytest.raises(ValueError, match=f"{name}: unknown setting"):
             notebook_settings(names | {name: value})
 
 

@@ -35,7 +35,7 @@ from attenscribble.data.folder import (
     open_folder,
     read_scan,
 )
-from ..data.scans import Case, Dataset, read_nifti
+from ..data.scans import Case, Dataset, in_folder, is_nifti, read_nifti, stem
 from ..data.scribbles import largest_parts, stroke
 from ..runs.config import Config
 from ..runs.inference import TrainedNetwork, as_picture, save_mask, save_volume
@@ -121,12 +121,11 @@ def _unbroken(path: Path) -> Path:
 
 # %% ../../nbs/annotation/70_session.ipynb #0ff5b76e
 _MASK_NAME = re.compile(r".*[_-](scribbles?|labels?|gt|seg|segmentation|mask)")
-_ENDING = re.compile(r"\.nii(\.gz)?$")
 
 
 def _name(scan: object, files: tuple[Path, ...]) -> str:
     "A scan's name, after its first file. Raises DataError for a name that a mask would have."
-    name = scan.name if isinstance(scan, Case) else re.sub(r"_0000$", "", _ENDING.sub("", files[0].name))
+    name = scan.name if isinstance(scan, Case) else re.sub(r"_0000$", "", stem(files[0]))
     if _MASK_NAME.fullmatch(name):
         raise DataError(files[0] if files else name, "a name that ends like a mask's", "a scan")
     return name
@@ -165,19 +164,19 @@ def _flat_dataset(home: Path) -> bool:
     if any((home / name).is_dir() for name in _IMAGES):
         return False
     known = ("dataset.json", "scribbles", "labels", "labelsTr")
-    return any((home / name).exists() for name in known) or any(map(_is_mask, home.glob("*.nii*")))
+    return any((home / name).exists() for name in known) or any(map(_is_mask, filter(is_nifti, in_folder(home))))
 
 
 def _is_mask(path: Path) -> bool:
     "Whether a file is a mask by its name."
-    return bool(_MASK_NAME.fullmatch(_ENDING.sub("", path.name)))
+    return bool(_MASK_NAME.fullmatch(stem(path)))
 
 # %% ../../nbs/annotation/70_session.ipynb #cc010c76
 def _known_folder(root: Path, told: bool) -> Folder | None:
     "What lies in a session's folder; None as long as it holds no scan. Raises DataError for a dataset.json alone."
     _unbroken(root / "dataset.json")
     homes = [root / name for name in _IMAGES if (root / name).is_dir()] or [root]
-    if any(not _is_mask(path) for home in homes for path in home.glob("*.nii*")):
+    if any(not _is_mask(path) for home in homes for path in filter(is_nifti, in_folder(home))):
         try:
             return open_folder(root)
         except DataError as error:
@@ -244,8 +243,8 @@ def _copies(scan: object, files: tuple[Path, ...], name: str, root: Path,
     if others and len(others[1].images) != count:
         raise DataError(name, f"{count} modalities", f"{len(others[1].images)}, as all scans in {root} have")
     home = others[1].images[0].parent if others else root / "images"
-    numbered = count > 1 or (others is not None and others[1].images[0].name.startswith(f"{others[0]}_0000.nii"))
-    ends = [".nii" if path.suffix == ".nii" else ".nii.gz" for path in files] or [".nii.gz"] * count
+    numbered = count > 1 or (others is not None and others[1].images[0].name.startswith(f"{others[0]}_0000."))
+    ends = [".nii" if path.suffix.lower() == ".nii" else ".nii.gz" for path in files] or [".nii.gz"] * count
     return tuple(home / f"{name}{f'_{number:04d}' * numbered}{end}" for number, end in enumerate(ends))
 
 # %% ../../nbs/annotation/70_session.ipynb #3bcd2a1c

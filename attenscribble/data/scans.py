@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Content', 'ACDC_CLASSES', 'ACDC_IGNORE', 'SHIFT_MM', 'Case', 'Dataset', 'file_hashes', 'content_of', 'content_id',
            'content_changes', 'scale_intensities', 'already_cut', 'free_memory', 'check_memory', 'check_claim',
-           'read_nifti', 'read_header', 'in_folder', 'acdc', 'wsl4mis']
+           'read_nifti', 'read_header', 'is_nifti', 'stem', 'in_folder', 'acdc', 'wsl4mis']
 
 # %% ../../nbs/data/11_scans.ipynb #e81f3355
 import gzip
@@ -499,7 +499,24 @@ def _check_same_grid(path: Path, mask: Nifti1Image, image: Nifti1Image, check_af
                         "(check_affine=False if the arrays are known to match voxel by voxel)")
 
 # %% ../../nbs/data/11_scans.ipynb #6059028a
-_NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?\.nii(?:\.gz)?")
+_ENDING = re.compile(r"\.nii(?:\.gz)?$", re.IGNORECASE)
+
+
+def is_nifti(
+    path: Path,  # of which the name alone is looked at
+) -> bool:  # whether it ends in .nii or .nii.gz, in small letters or capitals
+    "Whether a file is NIfTI by its name."
+    return bool(_ENDING.search(path.name))
+
+
+def stem(
+    path: Path,  # of a NIfTI file
+) -> str:  # its name without .nii or .nii.gz
+    "A scan's or mask's name, by its file."
+    return _ENDING.sub("", path.name)
+
+# %% ../../nbs/data/11_scans.ipynb #47cc78a8
+_NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?")
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -509,12 +526,12 @@ def _below(folder: Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             yield from _below(path)
 
-# %% ../../nbs/data/11_scans.ipynb #47cc78a8
+# %% ../../nbs/data/11_scans.ipynb #d7953ed2
 def _nifti_files(folder: Path) -> dict[str, dict[str, Path]]:
     "Case name → {image, gt, scribble} → file, at any depth below the folder."
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in _below(folder):
-        if path.is_file() and (match := _NIFTI_NAME.fullmatch(path.name)):
+        if is_nifti(path) and path.is_file() and (match := _NIFTI_NAME.fullmatch(stem(path))):
             name, kind = match[1], match[2] or "image"
             if kind in found[name]:
                 raise DataError(path, f"a second {kind} of {name}", f"only {found[name][kind]}")
@@ -730,6 +747,8 @@ def _h5_case(patient: str, frame: str, parts: dict[int, Path], spacing_mm: tuple
         if key in arrays:
             arrays[key] = _as_mask(arrays[key], f"{path}: {key}", ignore)
     image = arrays.pop("image").astype(np.float32, copy=False)
+    if image.min() == image.max():
+        raise DataError(f"{path}: image", f"nothing but {image.min():g}", "a scan with contrast")
     return Case(patient, frame, image, spacing_mm, scribble=arrays.get("scribble"), label=arrays.get("label"),
                 source=str(path))
 

@@ -11,6 +11,7 @@ __all__ = ['TITLES', 'DATASETS', 'FLAGS', 'published', 'place', 'read_results', 
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def place(
 
 # %% ../../nbs/reporting/60_tables.ipynb #2f67ee6e
 _FIELDS = {"run": str, "dataset": str, "method": str, "title": str, "fold": int, "seed": int, "profile": str,
-           "preset": str, "checkpoint": str, "train_seconds": (int, float), "settings": dict, "cases": list}
+           "preset": str, "checkpoint": str, "train_seconds": (int, float), "test_volumes": int, "settings": dict,
+           "cases": list}
 _CASE_FIELDS = {"case": str, "class": str, "policy": str, "dsc": (int, float, type(None)),
                 "hd95_mm": (int, float, type(None))}
 
@@ -119,9 +121,9 @@ def read_result(
 def _check_case(where: str, row: Any) -> None:
     "Raise DataError unless this is a row of scores with possible numbers."
     _check_fields(where, row, _CASE_FIELDS)
-    for metric, top in zip(METRICS, (1, np.inf), strict=True):
+    for metric, top in zip(METRICS, (1, sys.float_info.max), strict=True):
         if row[metric] is not None and not 0 <= row[metric] <= top:
-            raise DataError(f"{where}: {metric}", row[metric], f"0 to {top}, or null")
+            raise DataError(f"{where}: {metric}", row[metric], "0 to 1, or null" if top == 1 else "mm, or null")
 
 # %% ../../nbs/reporting/60_tables.ipynb #e767814e
 def _check_fields(where: object, found: Any, fields: Mapping[str, Any]) -> None:
@@ -129,7 +131,7 @@ def _check_fields(where: object, found: Any, fields: Mapping[str, Any]) -> None:
     if not isinstance(found, dict):
         raise DataError(where, type(found).__name__, f"an object with the fields {', '.join(fields)}")
     for name, kinds in fields.items():
-        if name not in found or not isinstance(found[name], kinds):
+        if name not in found or not isinstance(found[name], kinds) or isinstance(found[name], bool):
             kinds = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
             raise DataError(f"{where}: {name}", repr(found.get(name, "nothing")), kinds)
 
@@ -142,10 +144,11 @@ def _check_complete(path: Path, result: Mapping[str, Any]) -> None:
         if (times := found[case, name, policy]) != 1:
             what = f"{name} of {case} twice" if times else f"no row for {name} of {case}"
             raise DataError(f"{path}: cases", f"{what} under the policy {policy!r}", "each class of each case once")
-    told = {"volumes": (len(each[0]), result.get("test_volumes"), "test_volumes"),
-            "classes": (len(each[1]), len(result.get("label_values") or ()) - 1, "label_values")}
+    values = result.get("label_values")  # older files do not have them
+    told = {"volumes": (len(each[0]), result["test_volumes"], "test_volumes"),
+            "classes": (len(each[1]), len(values) - 1 if values else len(each[1]), "label_values")}
     for what, (count, expected, field) in told.items():
-        if found and expected not in (None, -1, count):
+        if found and expected != count:
             raise DataError(f"{path}: cases", f"{count} {what}", f"{expected}, as {field} says")
 
 # %% ../../nbs/reporting/60_tables.ipynb #6e0e2327
@@ -210,18 +213,30 @@ def group_seeds(
     for result in results:
         groups.setdefault(json.dumps(_setting(result), sort_keys=True), []).append(result)
     settings: dict[str, dict[str, Any]] = {key: json.loads(key) for key in groups}
-    return {(setting["method"], setting["preset"], _variant(setting, settings.values())): groups[key]
-            for key, setting in settings.items()}
+    named: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for key, setting in settings.items():
+        name = setting["method"], setting["preset"], _variant(setting, settings.values())
+        if name in named:
+            raise DataError(f"{groups[key][0]['run']}: settings", f"the row {', '.join(name)} for other settings than "
+                            f"those of {named[name][0]['run']}", "settings that a table can tell apart")
+        named[name] = groups[key]
+    return named
 
 # %% ../../nbs/reporting/60_tables.ipynb #50b5ea37
+def _differs(setting: Mapping[str, Any], name: str, value: Any) -> bool:
+    "Whether a setting lacks a name, or has another value under it; 1 is no true, and no name is no null."
+    return name not in setting or json.dumps(setting[name]) != json.dumps(value)
+
+# %% ../../nbs/reporting/60_tables.ipynb #6771757d
 def _variant(setting: Mapping[str, Any], settings: Iterable[Mapping[str, Any]]) -> str:
     "What sets a setting apart from others of its method and preset, such as 'profile mini, asl_radius 3'."
     alike = [other for other in settings if all(other[n] == setting[n] for n in ("method", "preset"))]
     peers = [other for other in alike if other["profile"] == setting["profile"]]
     network = ("net_name", "net_options")  # named always: a row's method is known with the U-Net
     apart = [f"{n} {value}" for n, value in setting.items() if n not in _TESTED and (
-        any(other.get(n) != value for other in peers) or (n in network and value))]
-    same = [other for other in peers if all(other.get(n) == value for n, value in setting.items() if n not in _TESTED)]
+        any(_differs(other, n, value) for other in peers) or (n in network and value))]
+    same = [other for other in peers if not any(
+        _differs(other, n, value) for n, value in setting.items() if n not in _TESTED)]
     apart += [f"{n} {setting[n]}" for n in _TESTED if any(other[n] != setting[n] for other in same)]
     if len(peers) < len(alike):  # a profile stands for the many settings it fills in
         apart.insert(0, f"profile {setting['profile']}")

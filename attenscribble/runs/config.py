@@ -265,7 +265,7 @@ def _flat(
     given: Mapping[str, Any],  # flat names, or dictionaries of groups
     faults: list[str],  # gets a line for a group that is none, and for a setting with two values
 ) -> dict[str, Any]:
-    "Flat names without None; a dictionary of a group as its entries."
+    "Flat names; a dictionary of a group as its entries."
     starts, flat = {field: start for start, field in OPEN.items()}, dict[str, Any]()
     for name, value in given.items():
         entries = {name: value}
@@ -276,7 +276,9 @@ def _flat(
             of_a_group = any(field.startswith(f"{name}_") for field in Config.model_fields)
             entries = {f"{name}_{key}": entry for key, entry in value.items()} or ({} if of_a_group else entries)
         for key, entry in entries.items():
-            if entry is not None and str(flat.setdefault(key, entry)) != str(entry):
+            if flat.get(key) is None:  # null says nothing, but its name has to be one
+                flat[key] = entry
+            elif entry is not None and str(flat[key]) != str(entry):
                 faults.append(f"{key}: found {flat[key]!r} and {entry!r}, expected one of the two")
     return flat
 
@@ -290,6 +292,8 @@ def _gathered(
     for name, value in _flat(given, faults).items():
         start, _, rest = name.partition("_")
         value = str(value) if isinstance(value, Path) else value
+        if value is None and (name in Config.model_fields or (start in OPEN and rest)):
+            continue
         if start in OPEN and rest and name not in Config.model_fields:
             found[OPEN[start]] = found.get(OPEN[start], {}) | {rest: value}
         else:

@@ -33,7 +33,7 @@ from ..basics.errors import DataError, named_place
 from ..basics.files import write_atomic
 from ..data.batches import resize_image, resize_labels
 from ..data.folder import group_modalities, list_nifti, read_scan, said
-from ..data.scans import Case
+from ..data.scans import Case, in_folder, is_nifti, read_nifti, stem
 from ..method.objective import method_named
 from ..method.other_networks import build_network
 from .config import Config
@@ -147,7 +147,7 @@ def save_volume(
     spacing alone. Raises ValueError for another shape than the scan's, for a case that knows neither affine nor
     spacing, and for another ending."""
     path = Path(path)
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not is_nifti(path):
         raise ValueError(f"path: found {path.name}, expected a name that ends in .nii or .nii.gz")
     picture = as_picture(volume, case)
     cast(Any, picture.header)["descrip"] = note.encode("ascii")
@@ -175,24 +175,24 @@ def load_mask(
     values: Sequence[int] = (),  # as it was written with
 ) -> np.ndarray:  # [Z,Y,X] uint8 class ids
     "Read a mask back onto its case. Raises DataError for a missing or broken file, another shape, a value unknown."
-    try:
-        stored = np.asarray(cast(SpatialImage, nib.load(path)).dataobj)
-    except (OSError, EOFError, ImageFileError) as error:
-        raise DataError(path, f"no readable mask ({type(error).__name__})", "the file that the run wrote") from None
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(path, "no such file", "the mask that the run wrote")
+    stored = np.asanyarray(read_nifti(path, flat=True)[1].dataobj)
     expected = case.grid.shape if case.grid else case.shape[::-1]
     if stored.shape != expected:
         raise DataError(path, f"shape {stored.shape[::-1]}", f"the scan's {expected[::-1]}")
-    mask = (case.grid.take(stored) if case.grid else stored.T).astype(np.uint8)
-    return _as_ids(mask, path, values) if values else mask
+    return _as_ids(case.grid.take(stored) if case.grid else stored.T, path, values or range(256))
 
 # %% ../../nbs/runs/54_inference.ipynb #a2be416e
-def _as_ids(mask: np.ndarray, path: Path | str, values: Sequence[int]) -> np.ndarray:
+def _as_ids(mask: np.ndarray, path: Path, values: Sequence[int]) -> np.ndarray:
     "Class ids for the values that a mask holds. Raises DataError for a value unknown."
     if strange := set(np.unique(mask).tolist()) - set(values):
-        raise DataError(path, f"the values {sorted(strange)}", f"only {sorted(values)}")
+        expected = "whole numbers from 0 to 255" if len(values) == 256 else f"only {sorted(values)}"
+        raise DataError(path, f"the values {sorted(strange)[:5]}", expected)
     back = np.zeros(256, np.uint8)
     back[list(values)] = range(len(values))
-    return back[mask]
+    return back[mask.astype(np.uint8)]
 
 # %% ../../nbs/runs/54_inference.ipynb #25be0c51
 def _affine(case: Case) -> np.ndarray:
@@ -441,24 +441,23 @@ def find_scans(
     source = Path(source)
     if source.is_dir():
         return group_modalities(list_nifti(source)["image"], channels=channels)
-    if not source.is_file() or not source.name.endswith((".nii", ".nii.gz")):
+    if not source.is_file() or not is_nifti(source):
         raise DataError(source, "no such file" if not source.exists() else "another format", "NIfTI, or a folder of it")
-    stem = source.name.split(".nii")[0]
-    start = stem[:-4] if channels > 1 and stem[-4:].isdigit() else stem
-    near = {path.name.split(".nii")[0]: path for path in source.parent.glob("*.nii*")} if start != stem else {}
+    own = stem(source)
+    start = own[:-4] if channels > 1 and own[-4:].isdigit() else own
+    near = {stem(path): path for path in filter(is_nifti, in_folder(source.parent))} if start != own else {}
     siblings = {name: path for name, path in near.items() if name[:-4] == start and name[-4:].isdigit()}
-    return group_modalities(siblings or {stem: source}, channels=channels)
+    return group_modalities(siblings or {own: source}, channels=channels)
 
 # %% ../../nbs/runs/54_inference.ipynb #e8a0ed59
 def _outputs(name: str, target: Path, source: Path, probabilities: bool, uncertainty: bool) -> dict[str, Path]:
     "What is written for one scan."
-    alone = target.name.endswith((".nii", ".nii.gz"))
+    alone = is_nifti(target)
     if alone and source.is_dir():
         raise DataError(target, "one file for a folder of scans", "a folder")
     mask = target if alone else target / f"{name}.nii.gz"
-    stem = mask.name.split(".nii")[0]
-    more = {"probabilities": probabilities, "uncertainty": uncertainty}
-    return {"mask": mask} | {kind: mask.with_name(f"{stem}_{kind}.nii.gz") for kind, wanted in more.items() if wanted}
+    more = [kind for kind, wanted in (("probabilities", probabilities), ("uncertainty", uncertainty)) if wanted]
+    return {"mask": mask} | {kind: mask.with_name(f"{stem(mask)}_{kind}.nii.gz") for kind in more}
 
 # %% ../../nbs/runs/54_inference.ipynb #23126350
 def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, Path]]) -> None:

@@ -871,11 +871,30 @@ def _check_same_grid(path: Path, mask: Nifti1Image, image: Nifti1Image, check_af
 # never trained on. With `testing=True`, in a run `data_testing=true`, there is one fold instead: trained on 1 to 100,
 # tested on the testing set, which lies in the folder `testing` beside `training`.
 #
-# First the files are listed by their names; none is opened yet.
+# First the files are listed by their names; none is opened yet. Some systems write endings in capitals.
 
 # %%
 #| export
-_NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?\.nii(?:\.gz)?")
+_ENDING = re.compile(r"\.nii(?:\.gz)?$", re.IGNORECASE)
+
+
+def is_nifti(
+    path: Path,  # of which the name alone is looked at
+) -> bool:  # whether it ends in .nii or .nii.gz, in small letters or capitals
+    "Whether a file is NIfTI by its name."
+    return bool(_ENDING.search(path.name))
+
+
+def stem(
+    path: Path,  # of a NIfTI file
+) -> str:  # its name without .nii or .nii.gz
+    "A scan's or mask's name, by its file."
+    return _ENDING.sub("", path.name)
+
+
+# %%
+#| export
+_NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?")
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -892,7 +911,7 @@ def _nifti_files(folder: Path) -> dict[str, dict[str, Path]]:
     "Case name → {image, gt, scribble} → file, at any depth below the folder."
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in _below(folder):
-        if path.is_file() and (match := _NIFTI_NAME.fullmatch(path.name)):
+        if is_nifti(path) and path.is_file() and (match := _NIFTI_NAME.fullmatch(stem(path))):
             name, kind = match[1], match[2] or "image"
             if kind in found[name]:
                 raise DataError(path, f"a second {kind} of {name}", f"only {found[name][kind]}")
@@ -1189,6 +1208,8 @@ def _h5_case(patient: str, frame: str, parts: dict[int, Path], spacing_mm: tuple
         if key in arrays:
             arrays[key] = _as_mask(arrays[key], f"{path}: {key}", ignore)
     image = arrays.pop("image").astype(np.float32, copy=False)
+    if image.min() == image.max():
+        raise DataError(f"{path}: image", f"nothing but {image.min():g}", "a scan with contrast")
     return Case(patient, frame, image, spacing_mm, scribble=arrays.get("scribble"), label=arrays.get("label"),
                 source=str(path))
 

@@ -47,8 +47,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from attenscribble.basics.errors import DataError, one_of
 from attenscribble.data.grid import Grid
 from attenscribble.data.scans import (
-    Case, Dataset, _check_same_grid, already_cut, check_claim, check_memory, file_hashes, in_folder, read_nifti,
-    scale_intensities)
+    Case, Dataset, _check_same_grid, already_cut, check_claim, check_memory, file_hashes, in_folder, is_nifti,
+    read_nifti, scale_intensities, stem)
 from attenscribble.data.simulation import simulate
 
 # %%
@@ -678,7 +678,7 @@ _SEQUENCES = {"t1dual": "T1DUAL", "t2spir": "T2SPIR"}  # name → folder of the 
 _PHASES = {"in": ("InPhase",), "out": ("OutPhase",), "both": ("InPhase", "OutPhase")}  # name → a folder each channel
 ARCHIVE = "CHAOS_Train_Sets.zip"
 _INSIDE = ("", "MR", "Train_Sets/MR", "CHAOS_Train_Sets/Train_Sets/MR")
-_NIFTI = re.compile(r"(image|label)_(\d+)\.nii(?:\.gz)?")
+_NIFTI = re.compile(r"(image|label)_(\d+)")
 
 
 # %%
@@ -938,7 +938,7 @@ def _conversion(root: Path) -> dict[int, dict[str, Path]]:
     "Number → image and label of the NIfTI conversion; empty where there is none."
     pairs: dict[int, dict[str, Path]] = {}
     for path in in_folder(root):
-        if match := _NIFTI.fullmatch(path.name):
+        if is_nifti(path) and (match := _NIFTI.fullmatch(stem(path))):
             pairs.setdefault(int(match[2]), {})[match[1]] = path
     return pairs if any("image" in pair for pair in pairs.values()) else {}
 

@@ -47,7 +47,7 @@ from attenscribble.basics.errors import DataError, did_you_mean
 from attenscribble.basics.files import read_json
 from attenscribble.data.grid import Grid, placed, three_axes
 from attenscribble.data.scans import (
-    SHIFT_MM, Case, Dataset, already_cut, file_hashes, in_folder, read_nifti, scale_intensities)
+    SHIFT_MM, Case, Dataset, already_cut, file_hashes, in_folder, is_nifti, read_nifti, scale_intensities, stem)
 
 # %%
 import os
@@ -814,7 +814,7 @@ def read_scan(
     """Read a scan as `folder` does, to train on or to segment. Raises DataError naming a file that is broken, 4D,
     blank, not finite, or not on the grid of the first."""
     image, grid, remarks = _read_modalities(images, axis, normal, clip, robust, check_affine)
-    name = patient or images[0].name.split(".nii")[0]
+    name = patient or stem(images[0])
     return Case(name, frame, image, grid.spacing_mm, grid.affine, source=str(images[0]), grid=grid, remarks=remarks)
 
 
@@ -1005,7 +1005,7 @@ except DataError as error:
 _KINDS = ("image", "scribble", "label")
 _FOLDERS = {f"{kind}s{tail}": kind for kind in _KINDS for tail in ("", "Tr")}
 _ENDS = {"scribble": "scribble", "scribbles": "scribble", "label": "label", "labels": "label", "gt": "label"}
-_NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|mask))?\.nii(?:\.gz)?")
+_NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|mask))?")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -1045,7 +1045,7 @@ def _nifti_files(root: Path) -> Iterator[tuple[Path, str]]:
         folders = {root: "image"} | folders
     for folder_, kind in folders.items():
         for path in in_folder(folder_):
-            if _NIFTI.fullmatch(path.name):
+            if is_nifti(path) and _NIFTI.fullmatch(stem(path)):
                 yield path, kind
 
 
@@ -1053,7 +1053,7 @@ def _nifti_files(root: Path) -> Iterator[tuple[Path, str]]:
 #| export
 def _kind_and_name(path: Path, folder_kind: str) -> tuple[str, str]:
     "What a file is, by its folder or by the end of its name, and its name without endings."
-    name, end = cast(re.Match[str], _NIFTI.fullmatch(path.name)).groups()  # only such names come here
+    name, end = cast(re.Match[str], _NIFTI.fullmatch(stem(path))).groups()  # only such names come here
     if folder_kind != "image":
         return folder_kind, name
     if end in ("seg", "segmentation", "mask"):

@@ -36,7 +36,7 @@ from attenscribble.basics.errors import DataError, named_place, one_of
 from attenscribble.basics.files import read_json, without_parts, write_atomic, write_json
 from attenscribble.data.datasets import SOURCES
 from attenscribble.data.folder import class_without_strokes
-from attenscribble.data.scans import Case, Dataset, _check_same_grid, read_nifti
+from attenscribble.data.scans import Case, Dataset, _check_same_grid, in_folder, is_nifti, read_nifti, stem
 from attenscribble.method.objective import METHODS
 from attenscribble.reporting.tables import summary_of
 from attenscribble.runs.config import Config
@@ -443,8 +443,8 @@ def _prediction_files(
 ) -> tuple[dict[str, Path], list[str]]:
     "A file for every test case, and names of what is no mask of one. Raises DataError for a missing or further one."
     files: dict[str, Path] = {}
-    for path in without_parts(folder.glob("*.nii*")):
-        name = re.sub(r"\.nii(\.gz)?$", "", path.name)
+    for path in without_parts(filter(is_nifti, in_folder(folder))):
+        name = stem(path)
         if files.setdefault(name, path) != path:
             raise DataError(path, f"a second mask of {name}", f"only {files[name]}")
     maps = {name for name in files if name not in cases and re.sub("_(probabilities|uncertainty)$", "", name) in (

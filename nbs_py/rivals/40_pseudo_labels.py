@@ -311,10 +311,10 @@ def _kept(path: Path, shape: tuple[int, ...], known: Sequence[int]) -> np.ndarra
         with zipfile.ZipFile(path) as archive:
             whole = archive.testzip() is None
         with np.load(path) as file:
-            labels = file["labels"]
+            labels = file["labels"]  # of a damaged list of files it may be bytes
+        fits = whole and labels.dtype == np.uint8 and labels.shape == shape and np.isin(labels, known).all()
     except Exception:  # numpy, zip and zlib raise many kinds for damaged bytes
         return None
-    fits = whole and labels.dtype == np.uint8 and labels.shape == shape and bool(np.isin(labels, known).all())
     return labels if fits else None
 
 

@@ -50,6 +50,8 @@ def judged(reader: Reader, home: Path) -> tuple[str, str]:
         return "wrong", f"accepted, though {why}"
     except AssertionError as what:
         return "wrong", str(what)
+    except Exception as error:
+        return "unjudged", _said(error)
     return "equal", ""
 
 
@@ -102,7 +104,7 @@ def mutations(count: int = 10_000, seed: int = 0, reader: str = "", only: int = 
             found = worker([name, seed, number], LIMIT_S)
             kind, done, said = found if isinstance(found, list) else (found.split(":")[0], "", found)
             tally[name][kind] += 1
-            if kind in FAULTS or kind == "unmade":
+            if kind in (*FAULTS, "unmade", "unjudged"):
                 faults.append({"reader": name, "number": number, "kind": kind, "done": done, "said": said})
             if only >= 0:
                 print(json.dumps([kind, done, said], indent=1, ensure_ascii=False))

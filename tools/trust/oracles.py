@@ -53,12 +53,17 @@ def nifti(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     return voxels, affine, {"sizes": sizes, "norms": norms, "placed": any(code > 0 for code in placed)}
 
 
+def three_axes(voxels: np.ndarray) -> np.ndarray:
+    "The same voxels without further axes of length 1, and with three at least."
+    squeezed = voxels.shape[:3] + tuple(n for n in voxels.shape[3:] if n != 1)
+    need(len(squeezed) <= 3 and voxels.size, f"shape {voxels.shape}")
+    return voxels.reshape((*squeezed, 1, 1)[:3])
+
+
 def usable_scan(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     "`nifti`, if it is a scan with sizes that its affine bears out."
     voxels, affine, facts = nifti(path)
-    squeezed = voxels.shape[:3] + tuple(n for n in voxels.shape[3:] if n != 1)
-    need(len(squeezed) <= 3 and voxels.size, f"shape {voxels.shape}")
-    voxels = voxels.reshape((*squeezed, 1, 1)[:3])
+    voxels = three_axes(voxels)
     need(voxels.dtype.kind in "iuf" and np.isfinite(voxels).all(), f"{voxels.dtype} or not finite")
     need(abs(np.linalg.det(affine[:3, :3])) > 1e-3 * facts["norms"].prod(), "an affine without volume")
     need(np.allclose(facts["sizes"], facts["norms"], rtol=0.02), f"sizes {facts['sizes']} beside {facts['norms']}")
@@ -144,9 +149,11 @@ def same_strokes(ids: np.ndarray, names: tuple[str, ...], unset: int, file: np.n
 
 
 def json_of(path: Path) -> Any:
-    "JSON, with or without a byte-order mark."
+    "JSON as RFC 4627 has it: UTF-8, or what its mark or the zeros among its first bytes say."
+    data = path.read_bytes()
+    code = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(data.decode(code))
     except (ValueError, RecursionError) as error:
         raise Refuse(f"JSON: {error}") from None
 

@@ -23,7 +23,7 @@ from attenscribble.data.chaos import CHAOS_CLASSES, chaos, write_slice
 from attenscribble.data.folder import IGNORE, folder
 from attenscribble.data.scans import Case, Dataset, acdc, wsl4mis
 from attenscribble.reporting.tables import read_results, results_table
-from attenscribble.runs.config import Config
+from attenscribble.runs.config import OPEN, Config
 from attenscribble.runs.inference import load_network
 from attenscribble.runs.run import run_experiment
 from attenscribble.runs.setup import resolve
@@ -145,6 +145,7 @@ def _compare_acdc(cases: list[Case], home: Path) -> None:
         right.same_look(case.image, there, contrast=False)
         for end, mine in (("_gt", case.label), ("_scribble", case.scribble)):
             values, mask_affine, mask_facts = right.nifti(path.with_name(f"{case.name}{end}.nii.gz"))
+            values = right.three_axes(values)
             need(values.shape == voxels.shape, "another shape")
             placed = mask_facts["placed"] and facts["placed"]
             there = right.same_place(mine, case.affine, values, mask_affine if placed else affine)
@@ -314,7 +315,8 @@ def _compare_checkpoint(loaded: dict[str, Any], home: Path) -> None:
         raise
     except Exception as error:
         raise Refuse(f"torch: {error}") from None
-    need(isinstance(content, dict) and content.keys() == _content().keys(), "other parts")
+    need(isinstance(content, dict), "no parts")
+    need({"seal", *content} == _content().keys(), "other parts")  # older files have no seal
     for part in ("model", "teacher"):
         need(_finite(content[part]), f"{part} is not finite")
         differ(not _equal(loaded[part], content[part]), f"another {part}")
@@ -485,8 +487,10 @@ def _compare_settings(loaded: tuple[dict[str, Any], dict[str, Any]], home: Path)
     for name, value in flat.items():
         differ(isinstance(value, float) and not math.isfinite(value), f"{name} is {value}")
     for name, value in _flattened(given).items():
-        need(name in flat or value in (None, {}), f"{name} is no setting")
-        differ(value not in (None, {}) and not _means(value, flat[name]), f"{name}: {value!r} became {flat[name]!r}")
+        group = name in OPEN.values() or (name.partition("_")[0] in OPEN and name.partition("_")[2])
+        need(name in flat or (value in (None, {}) and (group or value == {})), f"{name} is no setting")
+        found = flat.get(name)
+        differ(value not in (None, {}) and not _means(value, found), f"{name}: {value!r} became {found!r}")
 
 
 def _flattened(given: dict[str, Any]) -> dict[str, Any]:
