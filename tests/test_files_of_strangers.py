@@ -535,7 +535,7 @@ def test_low_contrast_is_still_noticed():
 def test_a_volume_of_one_number_is_no_scan(tmp_path):
     with h5py.File(tmp_path / "patient001_frame01.h5", "w") as file:
         file["image"] = np.full((3, 8, 8), 0.5, np.float32)
-    with pytest.raises(DataError, match="frame01.h5: image: found nothing but 0.5, expected a scan with contrast"):
+    with pytest.raises(DataError, match=r"frame01.h5: image: found nothing but 0.5, expected a scan with contrast"):
         list(wsl4mis(tmp_path).cases())
 
 
