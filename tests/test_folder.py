@@ -604,13 +604,14 @@ def test_every_fault_is_reported_at_once_and_by_name(tmp_path, capsys):
     write(root / "images" / "bare.nii.gz", HEARTS[0].image)
     report = check(root, robust=False)
     words = {"constant": "the value 3", "nan": "NaN or infinity in 1", "film": "one number per voxel",
-             "shape": "voxels, exp", "place": "moves voxels by", "empty": "the value 0 in all voxels",
+             "shape": "voxels, exp", "place": "moves voxels by",
              "strange": "the values 9", "full": "no voxel", "nobody": "no image of that name"}
     for name, text in words.items():
         assert sum(f"/{name}.nii.gz" in line and text in line for line in report.problems) == 1, (name, report.problems)
     assert len(report.problems) == len(words)
-    assert len(report.remarks) == 2 and "/outlier.nii.gz" in report.remarks[0] and "bare" in report.remarks[1]
-    assert main(["check", str(root), "robust=false"]) == 1 and "9 problems" in capsys.readouterr().out
+    assert len(report.remarks) == 3 and "/outlier.nii.gz" in report.remarks[1] and "bare" in report.remarks[2]
+    assert "/empty.nii.gz: nothing is drawn" in report.remarks[0], "left out by a training too"
+    assert main(["check", str(root), "robust=false"]) == 1 and "8 problems" in capsys.readouterr().out
 
 
 def test_a_class_that_nobody_drew_and_values_without_meaning(tmp_path, capsys):

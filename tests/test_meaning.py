@@ -1,6 +1,7 @@
 """What a user's data means: values, organs, bare scans, classes nobody drew, planes; one set of rules everywhere."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -229,7 +230,7 @@ def test_a_class_that_only_tested_patients_drew_is_refused_in_their_fold(tmp_pat
 
 def test_a_background_that_nobody_drew_is_refused(tmp_path):
     root = make(tmp_path / "d", scribble=lambda s, k: np.where(s == 0, 255, s).astype(np.uint8))
-    assert "'background' (value 0)" in refused_by_all(root, tmp_path)
+    assert "no scribble of the class 'background' on" in refused_by_all(root, tmp_path)
 
 
 @pytest.mark.parametrize("count, options", [(1, {}), (3, {"folds": 1})])
@@ -350,3 +351,139 @@ def test_a_mask_that_lost_its_place_is_refused_with_the_cure(tmp_path):
     assert sum("check_affine=false" in line for line in check(root).problems) == 2
     np.testing.assert_array_equal(np.sort(next(folder(root, check_affine=False).cases()).scribble, None),
                                   np.sort(heart()[2], None))
+
+
+# ---------------------------------------------------------------- a folder that contradicts itself, or holds more
+NAMES = {"background": 0, "ring": 1, "disc": 2}
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ({"labels": NAMES, "ignore": 2}, "ignore: found 2, which labels calls 'disc', expected a value that no class has"),
+    ({"labels": NAMES, "background": 1, "ignore": 255}, "background: found 1, and 0 in labels"),
+    ({"labels": NAMES | {"ignore": 7}, "ignore": 255}, "ignore: found 255, and 7 in labels"),
+    ({"labels": NAMES, "Axis": "sagittal"}, "Axis: found an option nobody knows, expected 'axis', perhaps"),
+    ({"labels": NAMES, "axes": "sagittal"}, "axes: found an option nobody knows, expected 'axis', perhaps"),
+    ({"label": NAMES}, "label: found an option nobody knows, expected 'labels', perhaps"),
+    ({"labels": {"background": 0, "ring": 1, "Avg": 2}}, "labels: found a class called 'Avg', expected another name"),
+    ({"labels": NAMES, "channel_names": {"0": "T1", "1": "T2"}},
+     "channel_names: found 2 entries, expected 1, as each scan has one file"),
+])
+def test_a_dataset_json_that_contradicts_itself_is_refused(tmp_path, content, words):
+    assert words in refused_by_all(make(tmp_path / "d", content=content), tmp_path)
+
+
+def test_an_option_that_is_not_read_is_said(tmp_path, capsys):
+    root = make(tmp_path / "d", content={"labels": NAMES, "ignore": 255, "mapping": {"2": 1}, "numTraining": 3})
+    (line,) = [line for line in check(root).remarks if "mapping" in line]
+    assert line.endswith("dataset.json: mapping is no option and was not read")
+    train(resolve(Config(**SMALL, dataset="folder", root=str(root))))
+    assert f"remark: {line}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("act", ["folder", "link", "capital"])
+def test_a_dataset_json_that_cannot_count_is_refused(tmp_path, act):
+    root = make(tmp_path / "d")
+    if act == "folder":
+        (root / "dataset.json").mkdir()
+    elif act == "link":
+        (root / "dataset.json").symlink_to(tmp_path / "nowhere.json")
+    else:
+        (root / "Dataset.json").write_text(json.dumps({"labels": NAMES}))
+    words = refused_by_all(root, tmp_path)
+    assert "dataset.json: found" in words and "expected one file of this name, in small letters" in words
+
+
+def test_both_forms_of_nnunet_know_an_ignore_label(tmp_path):
+    two = {"labels": NAMES | {"ignore": 255}}
+    one = {"labels": {str(value): name for name, value in two["labels"].items()}}
+    counts = []
+    for name, content in (("one", one), ("two", two)):
+        root = make(tmp_path / name, content=content)
+        (root / "scribbles").rename(root / "labelsTr")
+        (root / "images").rename(root / "imagesTr")
+        counts.append([np.unique(case.scribble, return_counts=True)[1].tolist() for case in folder(root).cases()])
+    assert counts[0] == counts[1] and len(counts[0][0]) == 4
+
+
+@pytest.mark.parametrize("name", ["s1.nrrd", "s1.png", "s1.nii.gz.bak", "more/s1.nii.gz", "s1_scribble.mha"])
+def test_strokes_in_a_form_that_is_not_read_are_named(tmp_path, name):
+    root = make(tmp_path / "d", label=lambda d, k: d)
+    away = root / "scribbles/s1.nii.gz"
+    (root / "scribbles" / name).parent.mkdir(exist_ok=True)
+    away.rename(root / "scribbles" / name)
+    words = refused_by_all(root, tmp_path)
+    assert f"scribbles/{name}: found a scribble of s1 that is not read, expected NIfTI in scribbles/ itself" in words
+    (root / "scribbles" / name).rename(away)
+    (root / "images/preview.png").write_bytes(b"\x89PNG")
+    (root / "images/.hidden.png").write_bytes(b"")
+    assert [line for line in check(root).remarks if "not read" in line] == [
+        f"{root}/images/preview.png: not read, as it is no *.nii or *.nii.gz in the folder itself"]
+
+
+def test_strokes_are_no_dense_truth_though_they_lie_in_labels(tmp_path):
+    root = make(tmp_path / "d", label=lambda d, k: d)
+    (root / "scribbles/s1.nii.gz").rename(root / "labels/s1_scribble.nii.gz")
+    (root / "labels/s1.nii.gz").unlink()
+    assert "labels/s1_scribble.nii.gz: found a scribble by its name, in a folder of labels" in refused_by_all(
+        root, tmp_path)
+
+
+def test_an_empty_label_is_a_healthy_patient(tmp_path):
+    root = make(tmp_path / "d", label=lambda d, k: d * (k != 1))
+    report = check(root)
+    assert report.fine and [line for line in report.remarks if "labels/s1.nii.gz: nothing is labelled" in line]
+    assert [case.label.any() for case in folder(root).cases()] == [True, False, True]
+
+
+def test_a_plane_across_the_pixels_is_said_in_training_too(tmp_path, capsys):
+    root = make(tmp_path / "d", 2)
+    for path in [*root.glob("*/*.nii.gz")]:  # 6 mm between the columns, 1 mm between the slices with strokes
+        volume = np.asarray(nib.load(path).dataobj).T
+        save(path, volume, (6, 1, 1))
+    train(resolve(Config(**SMALL, dataset="folder", root=str(root))))
+    assert "slices are 1 mm apart with pixels of 1×6 mm, not across the largest" in capsys.readouterr().err
+    assert any("not across the largest spacing, because its strokes lie so" in line for line in check(root).remarks)
+
+
+def test_two_affines_that_disagree_are_said(tmp_path):
+    root = make(tmp_path / "d")
+    for path in (root / "images/s1.nii.gz", root / "scribbles/s1.nii.gz"):
+        scan = nib.load(path)
+        moved = scan.affine.copy()
+        moved[:3, 3] += (0, 100, 0)
+        scan.set_sform(scan.affine, 1)
+        scan.set_qform(moved, 1)
+        nib.save(scan, path)
+    words = "images/s1.nii.gz: qform and sform place the scan differently, by more than 1 mm; the sform counts"
+    assert [line for line in check(root).remarks if line.endswith(words)] and check(root).fine
+
+
+def test_the_same_numbers_in_another_unit_are_a_matter_of_units(tmp_path):
+    root = make(tmp_path / "d")
+    scan = nib.load(root / "images/s1.nii.gz")
+    scan.header.set_xyzt_units("micron")
+    nib.save(scan, root / "images/s1.nii.gz")
+    words = refused_by_all(root, tmp_path)
+    assert "the headers count in micrometres and mm: set the right unit in both" in words
+    assert "check_affine" not in words, "HD95 would be 1000 times too small"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("kind", ["images", "scribbles"])
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path, kind):
+    root = make(tmp_path / "d")
+    (root / kind / "s1.nii.gz").unlink()
+    os.mkfifo(root / kind / "s1.nii.gz")
+    assert f"{kind}/s1.nii.gz: found an unreadable file" in "\n".join(check(root).problems)
+    with pytest.raises(DataError, match=rf"{kind}/s1.nii.gz: found an unreadable file"):
+        list(folder(root).cases())
+
+
+def test_a_flat_folder_with_dense_masks_alone_is_found_and_needs_the_method_for_them(tmp_path):
+    for k in range(3):
+        image, dense, _ = heart(k)
+        save(tmp_path / f"s{k}.nii.gz", image)
+        save(tmp_path / f"s{k}_gt.nii.gz", dense)
+    assert "as there are no strokes: method=fully" in check(tmp_path).plan
+    settings = SMALL | {"method": "fully", "dataset": "folder", "root": str(tmp_path)}
+    assert train(resolve(Config(**settings))).step == 2

@@ -373,6 +373,8 @@ def file_hashes(
 def _bytes_hash(path: Path) -> str:
     "The hash of a file's bytes."
     try:
+        if not path.is_file():  # to read a pipe is to wait for ever
+            raise OSError(0, "no regular file")
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(path, f"an unreadable file ({error.strerror})", "one that can be read") from None
@@ -802,6 +804,8 @@ def read_header(
 ) -> Nifti1Image:  # its voxels are not read
     "A NIfTI file by its header, once its size fits. Raises DataError as `read_nifti` does."
     try:
+        if not path.is_file():
+            raise OSError("no regular file")
         with path.open("rb") as file:
             packed, stored = file.read(2) == b"\x1f\x8b", path.stat().st_size
             file.seek(-4, 2)

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -45,9 +46,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from attenscribble.basics.errors import DataError, did_you_mean
 from attenscribble.basics.files import read_json
-from attenscribble.data.grid import Grid, placed, three_axes
+from attenscribble.data.grid import Grid, mm_per_unit, placed, three_axes
 from attenscribble.data.scans import (
-    SHIFT_MM, Case, Dataset, already_cut, file_hashes, in_folder, is_nifti, read_nifti, scale_intensities, stem)
+    SHIFT_MM, Case, Dataset, already_cut, file_hashes, in_folder, is_nifti, read_header,
+    read_nifti, scale_intensities, stem)
 
 # %%
 import os
@@ -273,7 +275,8 @@ def _rounded(stored: np.ndarray) -> np.ndarray:
     if stored.dtype.kind != "f":
         return stored
     near = np.rint(stored)
-    return near if np.nanmax(np.abs(stored - near), initial=0) < 1e-3 else stored
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        return near if np.nanmax(np.abs(stored - near), initial=0) < 1e-3 else stored
 
 
 # %%
@@ -324,17 +327,21 @@ def meaning_of(
     where: object = "dataset.json",  # for messages
 ) -> Labels:  # names and values of the classes
     "What the values mean. Raises DataError, with the line to write, where a guess would be needed."
-    named, background = _named_values(named, background, where)
+    named, background = _named_values(named, background, ignore, where)
     ignore = _not_drawn(named, drawn, ignore, background, doubt, where)
     values = _class_values(named, drawn, dense, ignore, background, where)
     names = {values[0]: "background"} | {value: name for name, value in named.items()}
+    if "Avg" in names.values():
+        raise DataError(f"{where}: labels", "a class called 'Avg'", "another name: tables use it for the mean")
     return Labels(tuple(names.get(value, f"label {value}") for value in values), values, ignore, table or {})
 
 
 # %%
 #| export
-def _named_values(named: Mapping[str, Any], background: int | None, where: object) -> tuple[dict[str, int], int | None]:
-    "Names and values, the ignore label left out, and the background's value. Raises DataError for another table."
+def _named_values(named: Mapping[str, Any], background: int | None, ignore: int | None,
+                  where: object) -> tuple[dict[str, int], int | None]:
+    """Names and values, the ignore label left out, and the background's value. Raises DataError for another table, or
+    one that contradicts what is said elsewhere."""
     flip = bool(named) and all(isinstance(name, str) for name in named.values())  # nnU-Net 1: value → name
     pairs = [(name, value) for value, name in named.items()] if flip else list(named.items())
     try:
@@ -344,10 +351,23 @@ def _named_values(named: Mapping[str, Any], background: int | None, where: objec
         raise DataError(f"{where}: labels", dict(named), expected) from None
     if len(set(table.values())) < len(pairs):
         raise DataError(f"{where}: labels", dict(named), "each name and each value once")
+    own = next((value for name, value in table.items() if name.lower() == "background"), None)
+    hidden = next((value for name, value in table.items() if name.lower() in _NOT_DRAWN), None)
+    _check_said_once({"background": (None if own == ignore else own, background), "ignore": (hidden, ignore)}, where)
     table = {name: value for name, value in table.items() if name.lower() not in _NOT_DRAWN}
-    if background is None:
-        background = next((value for name, value in table.items() if name.lower() == "background"), None)
-    return table, background
+    if ignore is not None and ignore in table.values() and ignore != own:
+        raise DataError(f"{where}: ignore", f"{ignore}, which labels calls {_name_of(table, ignore)!r}",
+                        "a value that no class has")
+    return table, own if background is None else background
+
+
+# %%
+#| export
+def _check_said_once(said: Mapping[str, tuple[int | None, int | None]], where: object) -> None:
+    "Raise DataError for a value that `labels` and an option of its own name differently."
+    for name, (inside, option) in said.items():
+        if inside is not None and option is not None and inside != option:
+            raise DataError(f"{where}: {name}", f"{option}, and {inside} in labels", "one value in both")
 
 
 # %%
@@ -441,7 +461,7 @@ def _check_classes(background: int, organs: set[int], ignore: int, where: object
         free = iter(sorted({*range(1, 255)} - {background, ignore, *organs}))
         lines = json.dumps({"map": {str(value): next(free) for value in wrong}})[1:-1]
         raise DataError(where, f"the class values {wrong}", "values from 0 to 255, which masks of one byte can hold; "
-                        f"{lines} in dataset.json reads them as such")
+                        f"{lines} in dataset.json reads them as such, and labels has to give the new ones")
 
 
 # %%
@@ -832,8 +852,12 @@ def _read_modalities(
         place = matching_grid(path, scan, grid, check_affine)
         parts.append(np.ascontiguousarray(place.take(scale_file(path, volume, clip, robust).T)))
         remarks += scan_remarks(path, scan, parts[-1], robust)
-    image = parts[0] if len(parts) == 1 else np.stack(parts, 1)
-    return image, cast(Grid, grid), tuple(remarks)  # every scan has a file
+    image, grid = parts[0] if len(parts) == 1 else np.stack(parts, 1), cast(Grid, grid)  # every scan has a file
+    if grid.spacing_mm[0] < 0.99 * max(grid.spacing_mm):
+        z, y, x = grid.spacing_mm
+        remarks.append(f"{images[0]}: slices are {z:.3g} mm apart with pixels of {y:.3g}×{x:.3g} mm, not across the "
+                       "largest spacing")
+    return image, grid, tuple(remarks)
 
 
 # %%
@@ -869,6 +893,20 @@ def low_contrast(
 
 # %%
 #| export
+def _forms_apart_mm(scan: Nifti1Image) -> float:
+    "How far the two affines of a header place its voxels apart at most, in mm; 0 unless it has both."
+    if not (scan.header["sform_code"] > 0 and scan.header["qform_code"] > 0):
+        return 0.0
+    try:
+        shift = scan.header.get_sform() - scan.header.get_qform()
+    except Exception:  # a quaternion that is none does not count beside an sform
+        return 0.0
+    corners = np.array([*product(*((0, n - 1) for n in three_axes(scan.shape)[:3]))])
+    return float(np.abs(shift[:3] @ np.c_[corners, np.ones(len(corners))].T).max() * mm_per_unit(scan.header))
+
+
+# %%
+#| export
 def scan_remarks(
     path: Path,  # of the file
     scan: Nifti1Image,  # its header
@@ -884,6 +922,8 @@ def scan_remarks(
         found.append("the header has no coordinates; the scan is taken as it lies")
     if not int(scan.header["xyzt_units"]) & 7:
         found.append("the header names no unit of length; its numbers are taken for mm")
+    if _forms_apart_mm(scan) > 1:
+        found.append("qform and sform place the scan differently, by more than 1 mm; the sform counts")
     return [f"{path}: {remark}" for remark in found]
 
 
@@ -964,12 +1004,18 @@ def _sizes(grid: Grid) -> tuple[int, ...]:
 
 # %%
 #| export
+_UNIT_NAMES = {1.0: "mm", 1000.0: "metres", 0.001: "micrometres"}
+
+
 def _check_same_place(path: Path, grid: Grid, other: Grid, located: bool, cure: str) -> None:
     "Raise DataError if voxels lie elsewhere, or, where the files do not say where, if they have another size."
     far = np.array([*np.subtract(_sizes(grid), 1)[::-1], 1])
     moved_mm = np.abs(np.subtract(other.affine, grid.affine))[:3] @ far
     if not located:
         moved_mm = np.abs(np.subtract(other.spacing_mm, grid.spacing_mm)) * far[2::-1]
+    units = [mm_per_unit(one.header) for one in (grid, other)]
+    if moved_mm.max() > SHIFT_MM and units[0] != units[1]:
+        cure = f"; the headers count in {_UNIT_NAMES[units[0]]} and {_UNIT_NAMES[units[1]]}: set the right unit in both"
     if moved_mm.max() > SHIFT_MM:
         cure = cure or " (check_affine=False if the arrays are known to match voxel by voxel)"
         raise DataError(path, f"an affine that moves voxels by {moved_mm.max():.1f} mm", f"that of the image{cure}")
@@ -1003,6 +1049,8 @@ except DataError as error:
 # %%
 #| export
 _KINDS = ("image", "scribble", "label")
+_FOREIGN = (".nrrd", ".mha", ".mhd", ".dcm", ".img", ".hdr", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".h5",
+            ".npy", ".npz", ".mgz")  # endings of pictures that are not read here
 _FOLDERS = {f"{kind}s{tail}": kind for kind in _KINDS for tail in ("", "Tr")}
 _ENDS = {"scribble": "scribble", "scribbles": "scribble", "label": "label", "labels": "label", "gt": "label"}
 _NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|mask))?")
@@ -1038,12 +1086,59 @@ def list_nifti(
 
 # %%
 #| export
+def _not_read(root: Path, scans: Mapping[str, ScanFiles]) -> tuple[list[DataError], list[str]]:
+    "Files that look like scans or masks and are not read: a fault where a scan lacks that mask, else a remark."
+    faults, remarks = [], []
+    for path, kind in _other_files(root):
+        name = next((name for name in scans if re.fullmatch(rf"{re.escape(name)}([_-](scribbles?|labels?|gt))?[.].+",
+                                                            path.name)), None)
+        if kind != "image" and name and not getattr(scans[name], kind):
+            faults.append(DataError(path, f"a {kind} of {name} that is not read",
+                                    f"NIfTI in {kind}s/ itself, {name}.nii.gz"))
+        else:
+            remarks.append(f"{path}: not read, as it is no *.nii or *.nii.gz in the folder itself")
+    return faults, remarks
+
+
+# %%
+#| export
+def _other_files(root: Path) -> Iterator[tuple[Path, str]]:
+    "Pictures of other formats, copies under other names, and NIfTI in folders below, with the kind of their folder."
+    for folder_, kind in _kind_folders(root).items():
+        for path in (path for path in in_folder(folder_) if not path.name.startswith(".")):
+            below = in_folder(path) if path.is_dir() and folder_ != root else []
+            yield from ((inner, kind) for inner in below if is_nifti(inner) or _is_picture(inner))
+            if path.is_file() and not is_nifti(path) and _is_picture(path):
+                yield path, kind
+
+
+def _is_picture(path: Path) -> bool:
+    "Whether a name is that of a picture in another format, or of a copy of NIfTI."
+    return path.suffix.lower() in _FOREIGN or ".nii" in path.name.lower()
+
+
+# %%
+#| export
+def _check_channels(path: Path, content: Mapping[str, Any], scans: Mapping[str, ScanFiles]) -> None:
+    "Raise DataError where dataset.json names more or fewer modalities than each scan has files."
+    for key in ("channel_names", "modality"):
+        named, count = content.get(key), len(next(iter(scans.values())).images)
+        if isinstance(named, dict | list) and named and len(named) != count:
+            raise DataError(f"{path}: {key}", f"{len(named)} entries", f"{count}, as each scan has "
+                            f"{'one file' if count == 1 else f'{count} files'}")
+
+
+# %%
+#| export
+def _kind_folders(root: Path) -> dict[Path, str]:
+    "The folders in which files lie, with what they hold; without images/ the folder itself is one of images."
+    folders = {root / name: kind for name, kind in _FOLDERS.items() if (root / name).is_dir()}
+    return folders if "image" in folders.values() else {root: "image"} | folders
+
+
 def _nifti_files(root: Path) -> Iterator[tuple[Path, str]]:
     "NIfTI files, each with the kind of its folder; without images/ the folder itself is one of images."
-    folders = {root / name: kind for name, kind in _FOLDERS.items() if (root / name).is_dir()}
-    if "image" not in folders.values():
-        folders = {root: "image"} | folders
-    for folder_, kind in folders.items():
+    for folder_, kind in _kind_folders(root).items():
         for path in in_folder(folder_):
             if is_nifti(path) and _NIFTI.fullmatch(stem(path)):
                 yield path, kind
@@ -1055,6 +1150,9 @@ def _kind_and_name(path: Path, folder_kind: str) -> tuple[str, str]:
     "What a file is, by its folder or by the end of its name, and its name without endings."
     name, end = cast(re.Match[str], _NIFTI.fullmatch(stem(path))).groups()  # only such names come here
     if folder_kind != "image":
+        if _ENDS.get(end, folder_kind) != folder_kind:
+            raise DataError(path, f"a {_ENDS[end]} by its name, in a folder of {folder_kind}s",
+                            f"it in {_ENDS[end]}s/, or another name")
         return folder_kind, name
     if end in ("seg", "segmentation", "mask"):
         raise DataError(path, "a mask that may be a scribble or a dense label",
@@ -1068,8 +1166,7 @@ def _instead(root: Path) -> str:
     "What a folder without images holds, in a few words."
     if not root.is_dir():
         return "no such folder"
-    foreign = (".nrrd", ".mha", ".mhd", ".dcm", ".img", ".png", ".jpg", ".tif", ".tiff")
-    others = Counter(path.suffix for path in root.rglob("*") if path.suffix in foreign)
+    others = Counter(path.suffix for path in root.rglob("*") if path.suffix in _FOREIGN)
     return ", ".join([*(f"{count} files {end}" for end, count in others.items()), "no NIfTI image"])
 
 
@@ -1211,7 +1308,8 @@ class Folder:
     ignore: int | None  # the value that is not drawn, where option or dataset.json name it
     options: FolderOptions
     scans: dict[str, ScanFiles]  # by name
-    faults: list[DataError]  # masks without a scan
+    faults: list[DataError]  # masks without a scan, or in a form that is not read
+    remarks: list[str] = field(default_factory=list)  # FILE: what was not read
 
     def masks(self, kind: str) -> dict[str, Path]:  # "scribble" or "label"; name → file, of scans that have one
         "The masks of one kind."
@@ -1314,7 +1412,7 @@ def slicing_of(
 def _header(path: Path) -> Nifti1Image | None:
     "A scan of which only the header is read; None if that is no header of a volume: who reads the voxels says why."
     try:
-        scan = cast(Nifti1Image, nib.load(path))
+        scan = read_header(path)
         Grid.of(scan, "auto")
         return scan if len(three_axes(scan.shape)) == 3 and np.isfinite(scan.affine).all() else None
     except Exception:  # whatever is wrong with a file, the same is found when its voxels are read
@@ -1335,18 +1433,28 @@ def open_folder(
     content = _read_json(root / "dataset.json")
     chosen = _options(root, content, options)
     files, named = list_nifti(root), content.get("labels", {})
-    if any(str(name).lower() in _NOT_DRAWN for name in named) and not files["scribble"]:
+    hidden = _ignore_label(named)
+    if hidden is not None and not files["scribble"]:
         files["scribble"], files["label"] = files["label"], {}  # nnU-Net: labels that leave voxels open are scribbles
-    ignore = _ignore_label(named) if chosen.ignore is None else chosen.ignore
-    return Folder(root, content, named, ignore, chosen, *_group_scans(files))
+    scans, faults = _group_scans(files)
+    lost, remarks = _not_read(root, scans)
+    _check_channels(root / "dataset.json", content, scans)
+    remarks += [f"{root / 'dataset.json'}: {name} is no option and was not read"
+                for name in sorted(content.keys() - {*FolderOptions.model_fields, *_OTHER_KEYS})]
+    return Folder(root, content, named, hidden if chosen.ignore is None else chosen.ignore, chosen, scans,
+                  [*faults, *lost], remarks)
 
 
 # %%
 #| export
 def _read_json(path: Path) -> dict[str, Any]:
     "Content of a dataset.json; empty without one."
-    if not path.is_file():
+    written = [other for other in in_folder(path.parent) if other.name.lower() == path.name]
+    if not written:
         return {}
+    if written != [path] or not path.is_file():
+        found = "no regular file" if written == [path] else f"{', '.join(other.name for other in written)}"
+        raise DataError(path, found, "one file of this name, in small letters")
     content = read_json(path, 'JSON such as {"labels": {"background": 0, "liver": 1}}')
     if not isinstance(content, dict) or not isinstance(content.get("labels", {}), dict):
         raise DataError(path, "another form", 'such as {"labels": {"background": 0, "liver": 1}}')
@@ -1355,11 +1463,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 # %%
 #| export
+_OTHER_KEYS = {  # of dataset.json, as nnU-Net and others write it: nothing that a training would have to know
+    "labels", "channel_names", "name", "dataset_name", "description", "reference", "licence", "license", "release",
+    "citation", "converted_by", "file_ending", "numTraining", "numTest", "training", "test", "modality", "dim",
+    "tensorImageSize", "regions_class_order", "overwrite_image_reader_writer"}
+
+
 def _options(root: Path, content: Mapping[str, Any], options: dict[str, Any]) -> FolderOptions:
     "The options of dataset.json and those given, which win. Raises DataError naming a wrong one."
     known = FolderOptions.model_fields
-    for name in content.keys() - known.keys() - {"labels", "channel_names", "name"}:
-        if near := get_close_matches(name, known, n=1, cutoff=0.8):
+    for name in sorted(content.keys() - known.keys() - _OTHER_KEYS):
+        if near := get_close_matches(name.lower(), [*known, "labels"], n=1, cutoff=0.7):
             raise DataError(f"{root / 'dataset.json'}: {name}", "an option nobody knows", f"{near[0]!r}, perhaps")
     try:
         return FolderOptions(**{name: content[name] for name in known if name in content} | options)
@@ -1614,14 +1728,15 @@ def class_without_strokes(
               if class_id not in seen}
     if not absent:
         return None
-    named, organs = ", ".join(f"{name!r} (value {value})" for name, value in absent.items()), [*absent.values()]
+    organs = [*absent.values()]
+    named = ", ".join(f"{name!r}" + f" (value {value})" * (value != values[0]) for name, value in absent.items())
     lines = json.dumps({"map": {str(value): values[0] for value in organs if value != values[0]}})[1:-1]
     if not dataset.version:
         cure = "or it is never predicted"
     elif organs == [values[0]]:
         cure = "draw it"
     else:
-        cure = f"draw it, take its name out of dataset.json, or let it count as background there: {lines}"
+        cure = f"draw it, or take its name out of dataset.json and write {lines} there"
     count = len(dataset.split(fold)[0])
     return DataError(f"{dataset.name}: fold {fold}", f"no {target} of the class {named} on the {count} "
                      f"patient{'s' * (count != 1)} trained on", f"one of every class; {cure}")
@@ -1641,8 +1756,11 @@ def _read_patient(patient: str, *, opened: Folder, names: Mapping[str, Sequence[
                   reading: Mapping[str, Any], axes: Mapping[str, str]) -> list[Case]:
     "The cases of a patient, with labels unless they are not used."
     dense = opened.options.folds != 0 or not opened.masks("scribble")
-    return [_read_case(opened.scans[name], labels, patient, name[len(patient) + 1:],
-                       {**reading, "axis": axes.get(name, reading["axis"])}, dense) for name in names[patient]]
+    cases = [_read_case(opened.scans[name], labels, patient, name[len(patient) + 1:],
+                        {**reading, "axis": axes.get(name, reading["axis"])}, dense) for name in names[patient]]
+    if opened.remarks and patient == next(iter(names)):  # those on the folder are said once
+        cases[0] = replace(cases[0], remarks=(*opened.remarks, *cases[0].remarks))
+    return cases
 
 
 # %%

@@ -249,8 +249,8 @@ def _check_mask(path: Path, kind: str, grid: Grid | None, opened: Folder, found:
                 row: dict[str, Any]) -> None:
     "Look at one mask. Raises DataError for a fault."
     values = found.counts[path]
-    if len(values) == 1:
-        raise DataError(path, f"the value {next(iter(values)):g} in all voxels", "something drawn")
+    if found.labels and [*values] == [found.labels.ignore if kind == "scribble" else found.labels.values[0]]:
+        found.remarks.append(f"{path}: nothing is {'drawn' if kind == 'scribble' else 'labelled'}")
     if not grid:
         return
     volume, scan = read_nifti(path, flat=True)
@@ -294,7 +294,7 @@ def _check_values(opened: Folder, labels: Labels, found: _Findings) -> None:
     for kind, known in (("scribble", {*labels.drawn, labels.ignore}), ("label", {labels.values[0], *labels.drawn})):
         for name, path in opened.masks(kind).items():
             values = found.counts.get(path, Counter())
-            if len(values) > 1 and (strange := {value: n for value, n in values.items() if value not in known}):
+            if strange := {value: n for value, n in values.items() if value not in known}:
                 listed = ", ".join(f"{value:g} ({n}×)" for value, n in list(strange.items())[:5])
                 found.problems.append(str(DataError(path, f"the values {listed}", f"only {sorted(known)}; name others "
                                                     "in dataset.json")))
@@ -307,7 +307,7 @@ def _check_values(opened: Folder, labels: Labels, found: _Findings) -> None:
 def _check_unannotated(name: str, path: Path, values: Counter, ignore: int, found: _Findings) -> None:
     "Note how much of a scan is annotated; all of it is a problem."
     found.rows[name]["annotated"] = f"{1 - values[ignore] / values.total():.2%}"
-    if len(values) > 1 and not values[ignore]:
+    if not values[ignore]:
         found.problems.append(str(DataError(path, f"no voxel that is not drawn ({ignore})",
                                             "a scribble; a dense mask belongs into labels/")))
 
@@ -364,6 +364,7 @@ def check(
     except DataError as error:
         return Report(Path(path), pd.DataFrame(), pd.DataFrame(), [str(error)], [])
     found = _Findings([str(fault) for fault in opened.faults])
+    found.remarks += opened.remarks
     found.labels = labels = _find_labels(opened, found)
     if labels:
         found.axes, found.normal = slicing_of(opened, labels.ignore)
@@ -478,9 +479,10 @@ def _learnt(opened: Folder, train: Sequence[str], patients: dict[str, list[str]]
     "What a fold learns from, in words."
     masks = opened.masks(kind)
     used = [masks[scan] for patient in train for scan in patients[patient] if scan in masks]
-    whole = f"{len(used)} scans of {len(train)} patients"
+    scans, people = ("" if len(many) == 1 else "s" for many in (used, train))
+    whole = f"{len(used)} scan{scans} of {len(train)} patient{people}"
     if kind == "label":
-        return f"the labels of {whole}"
+        return f"the labels of {whole}, as there are no strokes: method=fully"
     strokes, slices = (sum(found.drawn.get(path, (0, 0))[k] for path in used) for k in (0, 1))
     return f"the {strokes} strokes on {slices} slices of {whole}"
 

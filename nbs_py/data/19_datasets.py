@@ -184,7 +184,8 @@ _CHAOS = Source(
     "CC BY-NC-SA 4.0 (Kavur et al., Medical Image Analysis 2021)")
 _FOLDER = Source(
     "folder", "your own NIfTI scans and scribbles, any modalities and labels; give it as root", folder, (".",),
-    ("images/*.nii*", "imagesTr/*.nii*", "*[_-]scribble*.nii*", "*[_-]label*.nii*"),
+    ("images/*.nii*", "imagesTr/*.nii*", "*[_-]scribble*.nii*", "*[_-]label*.nii*",
+     "*[_-]gt.nii*"),
     "draw scribbles in ITK-SNAP (https://www.itksnap.org), 3D Slicer or MITK and save them as NIfTI: "
     "images/NAME.nii.gz and scribbles/NAME.nii.gz, as chapter 17 says", "yours")
 SOURCES = {source.name: source for source in (_PHANTOM, _ACDC, _WSL4MIS, _CHAOS, _FOLDER)}
