@@ -131,6 +131,10 @@ class_legend(figure, ["background", "label 1", "label 2", "label 3"], background
 # This is nnU-Net's file; `ignore` is the value of a voxel that was not annotated. Any option of this chapter may stand
 # in it too. ITK-SNAP, 3D Slicer and MITK save NIfTI on request; in 3D Slicer, export a segmentation with the scan as
 # reference, else it is cropped.
+#
+# Nothing that you put there is passed over without a word. Strokes in another format or folder, a scribble among the
+# labels, a value that is named twice and an option that nobody knows are refused by name. Other files that are not read
+# are told as a remark, once.
 
 # %% [markdown]
 # ## What a value means

@@ -122,11 +122,11 @@ class_legend(figure, ["background", "RV", "Myo", "LV", "value 7"], background=Tr
 # | a file that is broken, 4D, or no number per voxel | outliers that leave the rest little contrast |
 # | a header that contradicts itself, or claims more than the file holds | a header without coordinates, or unit of length |
 # | NaN, infinity, a constant image | a scan that is not cut across its largest spacing |
-# | a mask, or a modality, on another grid; a missing partner | |
+# | a mask, or a modality, on another grid; a missing partner | two affines in one header that disagree |
 # | a value without a name; values that need naming | names that look like several scans of one patient |
-# | a scribble of one value, or without an unannotated voxel | scans without any mask; labels that are not used |
+# | a scribble without an unannotated voxel; a mask that is not read | scans without any mask; labels that are not used |
 # | a fold without patients to train on | a fold that trains on one patient |
-# | a class that nobody drew where a fold trains | |
+# | a class that nobody drew where a fold trains | an empty scribble or label; files that are not read |
 
 # %% [markdown]
 # ## Low contrast
