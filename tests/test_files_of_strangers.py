@@ -559,3 +559,145 @@ def test_endings_in_capitals_are_endings_too(tmp_path, capsys):
         put(patient / f"patient001_frame01{kind}.nii.gz", nifti(volume)).rename(
             patient / f"patient001_frame01{kind}.NII.GZ")
     assert open_dataset("acdc", tmp_path / "acdc").patients == ("patient001",)
+
+
+# ---------------------------------------------------------------- ACDC, WSL4MIS, CHAOS: read, or refused by name
+def nii(root: Path, numbers=(1, 21), **how) -> Path:
+    "ACDC of one frame a patient; headers as `nifti` writes them."
+    for number in numbers:
+        stem = f"patient{number:03d}/patient{number:03d}_frame01"
+        for kind, volume in (("", IMAGE), ("_gt", LABEL), ("_scribble", np.where(SCRIBBLE == 255, 4, SCRIBBLE))):
+            put(root / f"{stem}{kind}.nii", nifti(volume.astype(np.int16 if kind == "" else np.uint8), **how))
+    return root
+
+
+def h5(path: Path, volume=IMAGE, **masks) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for key, array in {"image": volume / 1000, **masks}.items():
+            file[key] = array
+    return path
+
+
+@pytest.mark.parametrize("dense", [np.where(SCRIBBLE == 255, 0, SCRIBBLE).astype(np.uint8), LABEL])
+def test_a_scribble_that_leaves_nothing_out_is_refused(tmp_path, dense):
+    words = r"found no voxel that is not drawn \(4\), expected a scribble; a dense mask is a label"
+    put(nii(tmp_path / "a") / "patient021/patient021_frame01_scribble.nii", nifti(dense))
+    with pytest.raises(DataError, match=f"patient021_frame01_scribble.nii: {words}"):
+        list(acdc(tmp_path / "a").cases())
+    h5(tmp_path / "b/patient001_frame01.h5", scribble=dense)
+    with pytest.raises(DataError, match=f"patient001_frame01.h5: scribble: {words}"):
+        list(wsl4mis(tmp_path / "b").cases())
+    part = np.where(SCRIBBLE == 255, 4, SCRIBBLE)
+    part[1] = 0  # one slice drawn on everywhere is none of this
+    for z in range(len(IMAGE)):
+        h5(tmp_path / f"c/patient001_frame01_slice_{z}.h5", IMAGE[z], scribble=part[z])
+    assert (next(wsl4mis(tmp_path / "c").cases()).scribble == part).all()
+
+
+def srow(letters: str) -> dict[str, tuple]:
+    "The affine's rows, for 1×1×5 mm, of axes that run to these."
+    rows = np.zeros((3, 4))
+    for column, letter in enumerate(letters):
+        row = next(i for i, pair in enumerate(("LR", "PA", "IS")) if letter in pair)
+        rows[row, column] = (1, 1, 5)[column] * (1 if letter in "RAS" else -1)
+    return {f"_{280 + 16 * row}": ("4f", *rows[row]) for row in range(3)}
+
+
+@pytest.mark.parametrize("order", ["RAS", "LPS"])
+def test_acdc_is_read_as_stored_and_says_in_which_order(tmp_path, order):
+    dataset = acdc(nii(tmp_path / "a", **srow(order)))
+    image, path = next(dataset.cases()).image, tmp_path / "a/patient001/patient001_frame01.nii"
+    np.testing.assert_array_equal(image, scale_intensities(IMAGE))
+    again = read_scan([path], **dataset.reading)  # as prediction reads a scan
+    np.testing.assert_array_equal(again.image, image)
+    nii(tmp_path / "a", (41,), codes=(0, 0))  # a header that does not say is taken as it is
+    assert len(list(acdc(tmp_path / "a").cases())) == 3
+
+
+@pytest.mark.parametrize("found", ["LPS", "ASR", "LAS", "RAI"])
+def test_a_scan_of_acdc_in_another_order_is_refused(tmp_path, found):
+    nii(nii(tmp_path / "a", (1,)), (21,), **srow(found))
+    with pytest.raises(DataError, match=rf"021_frame01.nii: found axes that run to {found}, expected RAS \(ACDC: "
+                                        r"all RAS or all LPS\); turn it and its masks, or use dataset=folder"):
+        list(acdc(tmp_path / "a").cases())
+    if found != "LPS":
+        with pytest.raises(DataError, match=f"found axes that run to {found}, expected RAS"):
+            list(acdc(nii(tmp_path / "b", **srow(found))).cases())
+
+
+@pytest.mark.parametrize("ending", [".H5", ".hdf5", ".HDF5"])
+def test_hdf5_by_any_of_its_endings(tmp_path, ending):
+    h5(tmp_path / f"patient001_frame01{ending}")
+    h5(tmp_path / f"patient021_frame01_slice_0{ending}", IMAGE[0])
+    assert open_dataset("wsl4mis", tmp_path).patients == ("patient001", "patient021")
+    assert [len(case.image) for case in wsl4mis(tmp_path).cases()] == [len(IMAGE), 1]
+
+
+@pytest.mark.parametrize("first, second, what", [
+    ("patient001_frame01_slice_1.h5", "patient001_frame01_slice_01.h5", "slice 1"),
+    ("patient001_frame01.h5", "ACDC_training_volumes/patient001_frame01.h5", "volume"),
+    ("patient001_frame01.h5", "patient001_frame01.hdf5", "volume")])
+def test_two_files_of_one_volume_or_slice_are_refused(tmp_path, first, second, what):
+    for name in (first, second):
+        h5(tmp_path / name)
+    with pytest.raises(DataError, match=f"found a second {what} of patient001_frame01, expected only ") as raised:
+        wsl4mis(tmp_path)
+    assert str(tmp_path / first) in str(raised.value) and str(tmp_path / second) in str(raised.value)
+
+
+@pytest.mark.parametrize("first, second, words", [
+    ("label_01.nii.gz", "label_01.nii", "label of patient 1"), ("image_02.nii", "image_2.nii", "image of patient 2")])
+def test_two_files_of_one_patient_of_chaos_are_refused(tmp_path, first, second, words):
+    for name in ("image_01.nii", "label_01.nii", first, second):
+        put(tmp_path / name, nifti(IMAGE))
+    if "01" in first:
+        (tmp_path / "label_01.nii").replace(tmp_path / second)
+    with pytest.raises(DataError, match=f"found a second {words}, expected only ") as raised:
+        chaos(tmp_path)
+    assert first in str(raised.value) and second in str(raised.value)
+
+
+def test_two_folders_of_one_patient_of_chaos_are_refused(tmp_path):
+    for name in ("2", "02", "3"):
+        (tmp_path / f"Train_Sets/MR/{name}/T1DUAL").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "CHAOS_Train_Sets.zip", "w") as archive:
+        for name in ("2", "02", "3"):
+            archive.writestr(f"Train_Sets/MR/{name}/T1DUAL/notes.txt", "")
+    for root in (tmp_path, tmp_path / "CHAOS_Train_Sets.zip"):
+        with pytest.raises(DataError, match=r"found a second folder of patient 2, expected only .*MR/0?2"):
+            chaos(root)
+
+
+@pytest.mark.parametrize("name, right", [
+    ("Patient021", "patient021"), ("patient021 (1)", "patient021"), ("patient021 - Copy", "patient021"),
+    ("patient021_copy", "patient021"), ("patient001/patient001_Frame12.nii", "patient001_frame12"),
+    ("patient001/patient001_frame01_scribbles.nii", "patient001_frame01_scribble"),
+    ("patient001/patient001_frame12_GT.nii.gz", "patient001_frame12_gt"),
+    ("patient001/patient001_frame12 (1).nii.gz", "patient001_frame12")])
+def test_a_name_that_is_almost_acdcs_is_refused(tmp_path, name, right):
+    nii(tmp_path)
+    put(tmp_path / name, nifti(IMAGE)) if ".nii" in name else (tmp_path / "patient021").rename(tmp_path / name)
+    with pytest.raises(DataError, match=f"found a name that is almost right, expected {right}, or a name ") as raised:
+        acdc(tmp_path)
+    assert str(raised.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["patient021_Frame01.h5", "Patient021_frame01_slice_0.h5",
+                                  "patient021_frame01 (1).h5"])
+def test_a_name_that_is_almost_wsl4mis_is_refused(tmp_path, name):
+    h5(tmp_path / "patient001_frame01.h5")
+    h5(tmp_path / name)
+    with pytest.raises(DataError, match="found a name that is almost right, expected patient021_frame01"):
+        wsl4mis(tmp_path)
+
+
+def test_other_files_and_folders_of_acdc_are_left_alone(tmp_path):
+    nii(tmp_path)
+    for name in ("patient001_4d.nii.gz", "Info.cfg", "MANDATORY_CITATION.md", ".DS_Store", "._patient001_frame01.nii",
+                 "patient001_frame01_prediction.nii.gz"):
+        put(tmp_path / "patient001" / name, b"of no interest")
+    for name in ("patient_list", "patients", "notes", "patient", ".patient022"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "patient021 (1).zip").write_bytes(b"")
+    assert [case.name for case in acdc(tmp_path).cases()] == ["patient001_frame01", "patient021_frame01"]

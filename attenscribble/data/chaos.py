@@ -451,11 +451,15 @@ def _patients(root: _File) -> dict[int, _File]:
 
 
 def _numbered(folder: _File) -> dict[int, _File]:
-    "Subfolders with a number for a name."
+    "Subfolders with a number for a name. Raises DataError for two of one number, such as 2 and 02."
     if not folder.is_dir():
         return {}
-    entries = in_folder(folder) if isinstance(folder, Path) else folder.iterdir()
-    return {int(entry.name): entry for entry in entries if entry.name.isdecimal() and entry.is_dir()}
+    found: dict[int, _File] = {}
+    for entry in in_folder(folder) if isinstance(folder, Path) else folder.iterdir():
+        if entry.name.isdecimal() and entry.is_dir():
+            if (first := found.setdefault(int(entry.name), entry)).name != entry.name:
+                raise DataError(entry, f"a second folder of patient {int(entry.name)}", f"only {first}")
+    return found
 
 # %% ../../nbs/data/16_chaos.ipynb #5bb22399
 def _release_numbers(root: Path, sequence: str) -> list[int]:
@@ -546,11 +550,12 @@ def _sums(folder: _File) -> str:
 
 # %% ../../nbs/data/16_chaos.ipynb #b97dcd58
 def _conversion(root: Path) -> dict[int, dict[str, Path]]:
-    "Number → image and label of the NIfTI conversion; empty where there is none."
+    "Number → image and label of the NIfTI conversion; empty where there is none. Raises DataError for two of one."
     pairs: dict[int, dict[str, Path]] = {}
     for path in in_folder(root):
         if is_nifti(path) and (match := _NIFTI.fullmatch(stem(path))):
-            pairs.setdefault(int(match[2]), {})[match[1]] = path
+            if (first := pairs.setdefault(int(match[2]), {}).setdefault(match[1], path)) != path:
+                raise DataError(path, f"a second {match[1]} of patient {int(match[2])}", f"only {first}")
     return pairs if any("image" in pair for pair in pairs.values()) else {}
 
 # %% ../../nbs/data/16_chaos.ipynb #c23309ef

@@ -95,7 +95,7 @@ def _is_dataset(place: Path, patterns: tuple[str, ...]) -> bool:
     "Whether a place is a zip of such a name, or a folder that holds such a file."
     if place.is_file() and any(place.match(pattern) for pattern in patterns):
         return True
-    any_case = (pattern.replace(".nii", ".[nN][iI][iI]") for pattern in patterns)
+    any_case = (pattern.replace(".nii", ".[nN][iI][iI]").replace(".h5", ".[hH]*5") for pattern in patterns)  # and .hdf5
     return any(True for pattern in any_case for _ in place.glob(pattern))
 
 # %% ../../nbs/data/19_datasets.ipynb #c72d3e26

@@ -473,7 +473,7 @@ ACDC_IGNORE = 4  # of an unannotated pixel
 
 
 def _as_mask(volume: np.ndarray, where: object, ignore: int | None = None) -> np.ndarray:
-    "Class ids of ACDC as uint8; raise DataError if any other value is found."
+    "Class ids of ACDC as uint8; raise DataError for any other value, and for a scribble that leaves nothing out."
     allowed = [*range(len(ACDC_CLASSES))] + ([] if ignore is None else [ignore])
     with np.errstate(invalid="ignore"):  # NaN becomes some number, and is not equal to it
         ids = volume.astype(np.uint8)
@@ -482,6 +482,9 @@ def _as_mask(volume: np.ndarray, where: object, ignore: int | None = None) -> np
         values, counts = np.unique(volume[~right], return_counts=True)
         found = ", ".join(f"{value} ({count}×)" for value, count in zip(values[:5], counts[:5], strict=True))
         raise DataError(where, f"the values {found}", f"only {allowed}")
+    if ignore is not None and not (ids == ignore).any():
+        raise DataError(where, f"no voxel that is not drawn ({ignore})",
+                        "a scribble; a dense mask is a label (_gt, in HDF5 'label')")
     return ids
 
 # %% ../../nbs/data/11_scans.ipynb #1841b35f
@@ -520,7 +523,18 @@ def stem(
     return _ENDING.sub("", path.name)
 
 # %% ../../nbs/data/11_scans.ipynb #47cc78a8
-_NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?")
+_PATIENT = re.compile(r"patient\d+", re.ASCII)
+_NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?", re.ASCII)
+_TAIL = r"(?:s|[ (~].*|[_.-]?copy.*)?"  # a plural, and what systems append to the name of a copy
+
+
+def _match(kind: re.Pattern[str], name: str, path: Path) -> re.Match[str] | None:
+    "How a name matches, None for one unlike it. Raises DataError for what differs by capitals or a copy's tail only."
+    match = kind.fullmatch(name)
+    if not match and re.fullmatch(f"(?:{kind.pattern}){_TAIL}", name, re.IGNORECASE | re.ASCII):
+        right = kind.match(name.lower())
+        raise DataError(path, "a name that is almost right", f"{right and right[0]}, or a name unlike it")
+    return match
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -535,7 +549,7 @@ def _nifti_files(folder: Path) -> dict[str, dict[str, Path]]:
     "Case name → {image, gt, scribble} → file, at any depth below the folder."
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in _below(folder):
-        if is_nifti(path) and path.is_file() and (match := _NIFTI_NAME.fullmatch(stem(path))):
+        if is_nifti(path) and path.is_file() and (match := _match(_NIFTI_NAME, stem(path), path)):
             name, kind = match[1], match[2] or "image"
             if kind in found[name]:
                 raise DataError(path, f"a second {kind} of {name}", f"only {found[name][kind]}")
@@ -563,8 +577,8 @@ def _patient_folders(root: Path, testing: bool) -> list[Path]:
 
 # %% ../../nbs/data/11_scans.ipynb #68a98184
 def _numbered_folders(folder: Path) -> list[Path]:
-    "The patientXXX folders in a folder. Raises DataError for a folder that cannot be read."
-    return sorted(f for f in in_folder(folder) if re.fullmatch(r"patient\d+", f.name, re.ASCII) and f.is_dir())
+    "The patientXXX folders in a folder. Raises DataError for a folder that cannot be read, or of almost that name."
+    return sorted(path for path in in_folder(folder) if path.is_dir() and _match(_PATIENT, path.name, path))
 
 
 def _no_training(root: Path, found: list[Path]) -> list[Path]:
@@ -619,9 +633,34 @@ def _scaled(volume: np.ndarray, path: Path) -> np.ndarray:
         raise DataError(f"{path}: {error}") from error
 
 # %% ../../nbs/data/11_scans.ipynb #05bccd96
-def _acdc_case(name: str, files: dict[str, Path], check_affine: bool) -> Case:
+_ORDERS = ("RAS", "LPS")  # all 600 headers of the copy measured; the headers that users of the release quote
+
+
+def _order(scan: Nifti1Image) -> str:
+    "Where a file's axes run to by its header, such as RAS; empty if that does not say."
+    return "".join(map(str, nib.aff2axcodes(scan.affine))) if placed(scan.header) else ""
+
+
+def _first_order(path: Path) -> str:
+    "The order in which a copy of ACDC is stored, by one scan's header; RAS where that does not say."
+    try:
+        found = _order(read_header(path))
+    except DataError:  # is raised again, and by name, when the scan is read
+        found = ""
+    return found if found in _ORDERS else _ORDERS[0]
+
+# %% ../../nbs/data/11_scans.ipynb #576e69eb
+def _check_order(path: Path, scan: Nifti1Image, order: str) -> None:
+    "Raise DataError for a scan whose header claims another order of axes than the first."
+    if (found := _order(scan)) not in ("", order):
+        raise DataError(path, f"axes that run to {found}", f"{order} (ACDC: all {' or all '.join(_ORDERS)}); "
+                        "turn it and its masks, or use dataset=folder, which turns scans")
+
+# %% ../../nbs/data/11_scans.ipynb #573581cd
+def _acdc_case(name: str, files: dict[str, Path], check_affine: bool, order: str) -> Case:
     "Read one frame."
     volume, scan = read_nifti(files["image"])
+    _check_order(files["image"], scan, order)
     image, masks = _scaled(volume, files["image"]), {}
     for kind, ignore in (("scribble", ACDC_IGNORE), ("gt", None)):
         if kind in files:
@@ -646,10 +685,10 @@ _ACDC_SOURCE = ("ACDC: Bernard et al., IEEE TMI 2018, CC BY-NC-SA 4.0; "
 
 
 def _acdc_dataset(name: str, patients: tuple[str, ...], read: Callable[[str], list[Case]], source: str,
-                  content: Callable[[str], dict[str, str]], testing: bool = False) -> Dataset:
-    "What both forms of ACDC have in common; further scans are turned to RAS, as all headers of ACDC have it."
+                  content: Callable[[str], dict[str, str]], testing: bool = False, order: str = _ORDERS[0]) -> Dataset:
+    "What both forms of ACDC have in common; further scans are turned to the order of these."
     return Dataset(name, ACDC_CLASSES, ACDC_IGNORE, patients, read, _acdc_folds(patients, testing), "acdc", source,
-                   options={"testing": True} if testing else {}, reading={"axis": "RAS", "robust": False},
+                   options={"testing": True} if testing else {}, reading={"axis": order, "robust": False},
                    content=content)
 
 # %% ../../nbs/data/11_scans.ipynb #951692d5
@@ -674,25 +713,31 @@ def acdc(
     if scribbles is not None:
         _replace_scribbles({name: kinds for frames in files.values() for name, kinds in frames.items()}, scribbles)
 
+    order = _first_order(next(kinds["image"] for frames in files.values() for kinds in frames.values()))
+
     def read(patient: str) -> list[Case]:
-        return [_acdc_case(name, kinds, check_affine) for name, kinds in files[patient].items()]
+        return [_acdc_case(name, kinds, check_affine, order) for name, kinds in files[patient].items()]
 
     return _acdc_dataset("acdc", tuple(files), read, _ACDC_SOURCE, lambda patient: _acdc_hashes(files[patient]),
-                         testing)
+                         testing, order)
 
 # %% ../../nbs/data/11_scans.ipynb #ace736d9
-_H5_NAME = re.compile(r"(patient\d+)_(frame\d+)(?:_slice_(\d+))?\.h5")
+_H5_NAME = re.compile(r"(patient\d+)_(frame\d+)(?:_slice_(\d+))?", re.ASCII)
+_H5_ENDINGS = (".h5", ".hdf5")  # in small letters or capitals
 _VOLUME = -1  # stands for a slice number where a file holds the volume
 
 
 def _h5_files(root: Path) -> dict[str, dict[str, dict[int, Path]]]:
-    "Patient → frame → number of the slice → file, but for the testing set. Raises DataError if there is none."
+    "Patient → frame → slice → file, but for the testing set. Raises DataError if there is none, or two of one."
     files: dict[str, dict[str, dict[int, Path]]] = defaultdict(lambda: defaultdict(dict))
     for folder in (root, root / "ACDC_training_volumes", root / "ACDC_training_slices"):
         for path in in_folder(folder):
-            match = _H5_NAME.fullmatch(path.name)
+            match = path.suffix.lower() in _H5_ENDINGS and _match(_H5_NAME, path.stem, path)
             if match and _number(match[1]) <= _TESTING:
-                files[match[1]][match[2]][int(match[3] or _VOLUME)] = path
+                parts, number = files[match[1]][match[2]], int(match[3] or _VOLUME)
+                if parts.setdefault(number, path) != path:
+                    raise DataError(path, f"a second {'volume' if number == _VOLUME else f'slice {number}'} of "
+                                    f"{match[1]}_{match[2]}", f"only {parts[number]}")
     if not files:
         raise DataError(root, "no HDF5 file" if root.is_dir() else "no such folder",
                         "patientXXX_frameYY.h5 or patientXXX_frameYY_slice_i.h5, in it or in ACDC_training_volumes/")
