@@ -701,3 +701,25 @@ def test_other_files_and_folders_of_acdc_are_left_alone(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "patient021 (1).zip").write_bytes(b"")
     assert [case.name for case in acdc(tmp_path).cases()] == ["patient001_frame01", "patient021_frame01"]
+
+
+# ---------------------------------------------------------------- an sform without sizes, as ACDC's release has it
+@pytest.mark.parametrize("codes", [(0, 1), (1, 1), (0, 2), (2, 1)])
+def test_an_sform_of_directions_alone_takes_its_sizes_from_pixdim(tmp_path, codes):
+    sform = {"_280": ("12f", -1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0), "_256": ("3f", 0, 0, 1)}  # the qform: half a turn
+    for end, volume in (("", IMAGE), ("_gt", LABEL), ("_scribble", np.where(SCRIBBLE == 255, 4, SCRIBBLE))):
+        put(tmp_path / f"patient001/patient001_frame01{end}.nii.gz",
+            nifti(volume.astype(volume.dtype if not end else np.uint8), (1.5, 1.25, 10), "mm", codes, **sform))
+    (case,) = acdc(tmp_path).cases()
+    assert case.spacing_mm == pytest.approx((10, 1.25, 1.5))
+    np.testing.assert_allclose(case.affine, np.diag([-1.5, -1.25, 10, 1]), rtol=1e-6)
+    (scan,) = (read_scan([path]) for path in tmp_path.rglob("*frame01.nii.gz"))
+    assert scan.spacing_mm == pytest.approx((10, 1.25, 1.5))
+    written = read_scan([save_mask(LABEL + 1, case, tmp_path / "mask.nii.gz")])
+    np.testing.assert_allclose(written.affine, scan.affine, rtol=1e-6, err_msg="it overlays")
+
+
+def test_another_sform_that_contradicts_pixdim_is_still_refused(tmp_path):
+    path = put(tmp_path / "a.nii.gz", nifti(IMAGE, (1.5, 1.25, 10), _280=("12f", 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)))
+    with pytest.raises(DataError, match=r"pixdim\[1\]: found 1.5 mm, and 1 mm in srow_x"):
+        read_nifti(path)

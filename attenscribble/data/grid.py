@@ -52,11 +52,16 @@ def mm_per_unit(
     return _UNITS[code]
 
 # %% ../../nbs/data/10_grid.ipynb #a4b043d0
+_NO_SIZES = np.diag([-1.0, -1, 1, 1])  # ITK's unit directions in NIfTI's coordinates, no voxel size, no offset
+
+
 def affine_mm(
     header: Nifti1Header,  # of a file
 ) -> np.ndarray:  # [4,4]: the file's voxel (i,j,k) → mm
-    "The affine of a file in mm, whatever unit its header counts in."
+    "The affine of a file in mm, whatever unit its header counts in; pixdim gives the sizes that an sform left out."
     affine = np.array(header.get_best_affine(), float)
+    if header["sform_code"] > 0 and np.array_equal(affine, _NO_SIZES):
+        affine = _NO_SIZES * [*np.abs(header["pixdim"][1:4]), 1.0]
     affine[:3] *= mm_per_unit(header)
     return affine
 

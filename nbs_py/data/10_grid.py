@@ -170,7 +170,9 @@ def _directions(scan: Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
 # ## Millimetres, and one source of them
 #
 # A header counts in metres, millimetres or micrometres, and names the unit in `xyzt_units`; this book counts in mm. Where
-# it names none, mm are meant, as other programs take it. The size of a voxel stands in the header twice: in `pixdim`, and
+# it names none, mm are meant, as other programs take it. One kind of contradiction has a known reason: programs such as
+# the one that wrote ACDC's release store an sform of −1, −1, 1 that says where axes run and leaves the sizes to
+# `pixdim`; that is how it is read. The size of a voxel stands in the header twice: in `pixdim`, and
 # as the length of the affine's columns. **The affine counts**, since it is what places a mask on its scan. Where the
 # two differ by more than a hundredth, one of them is wrong and nobody can tell which: the header is refused.
 
@@ -191,11 +193,16 @@ def mm_per_unit(
 
 # %%
 #| export
+_NO_SIZES = np.diag([-1.0, -1, 1, 1])  # ITK's unit directions in NIfTI's coordinates, no voxel size, no offset
+
+
 def affine_mm(
     header: Nifti1Header,  # of a file
 ) -> np.ndarray:  # [4,4]: the file's voxel (i,j,k) → mm
-    "The affine of a file in mm, whatever unit its header counts in."
+    "The affine of a file in mm, whatever unit its header counts in; pixdim gives the sizes that an sform left out."
     affine = np.array(header.get_best_affine(), float)
+    if header["sform_code"] > 0 and np.array_equal(affine, _NO_SIZES):
+        affine = _NO_SIZES * [*np.abs(header["pixdim"][1:4]), 1.0]
     affine[:3] *= mm_per_unit(header)
     return affine
 

@@ -46,7 +46,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from attenscribble.basics.errors import DataError, did_you_mean
 from attenscribble.basics.files import read_json
-from attenscribble.data.grid import Grid, mm_per_unit, placed, three_axes
+from attenscribble.data.grid import Grid, affine_mm, mm_per_unit, placed, three_axes
 from attenscribble.data.scans import (
     SHIFT_MM, Case, Dataset, already_cut, file_hashes, in_folder, is_nifti, read_header,
     read_nifti, scale_intensities, stem)
@@ -759,7 +759,7 @@ def _same_axes(scan: Nifti1Image, mask: Nifti1Image) -> dict[int, int]:
 
 def _directions(scan: Nifti1Image) -> np.ndarray:
     "[3,3]: a column of length 1 for each axis of a file, in the patient's x, y, z."
-    matrix = scan.affine[:3, :3]
+    matrix = affine_mm(scan.header)[:3, :3]
     return matrix / np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)
 
 
@@ -794,7 +794,7 @@ def axis_along(
     if normal is None or not placed(scan.header) or 1 in three_axes(scan.shape):
         return "auto"
     thickest, along = Grid.of(scan, "auto").axes[0], np.abs(np.array(normal) @ _directions(scan))
-    mm = np.linalg.norm(scan.affine[:3, :3], axis=0)
+    mm = np.linalg.norm(affine_mm(scan.header)[:3, :3], axis=0)
     thick = mm[thickest] >= 2 * np.delete(mm, thickest).max() and along[thickest] >= 0.5
     return str(thickest if thick else int(along.argmax()))
 
