@@ -723,3 +723,17 @@ def test_another_sform_that_contradicts_pixdim_is_still_refused(tmp_path):
     path = put(tmp_path / "a.nii.gz", nifti(IMAGE, (1.5, 1.25, 10), _280=("12f", 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)))
     with pytest.raises(DataError, match=r"pixdim\[1\]: found 1.5 mm, and 1 mm in srow_x"):
         read_nifti(path)
+
+
+# ---------------------------------------------------------------- what is no header is said so
+@pytest.mark.parametrize(("content", "words"), [
+    (b"", r"an unreadable file \(0 bytes\)"), (nifti(IMAGE)[:300], r"an unreadable file \(300 bytes\)"),
+    (gzip.compress(nifti(IMAGE)), "a file that is compressed twice"),
+    (b"NRRD0004\n" + bytes(1000), "no NIfTI header at its start"),
+    (nifti(IMAGE, _40=("h", 9)), r"dim\[0\]: found 9 axes, expected 1 to 7"),
+    (nifti(IMAGE, _40=("h", -3)), r"dim\[0\]: found -3 axes"),
+])
+def test_what_does_not_begin_as_nifti_is_said_so(tmp_path, content, words):
+    for name in ("a.nii.gz", "a.nii")[:1 + (content[:2] != b"\x1f\x8b")]:
+        with pytest.raises(DataError, match=f"{name}.*{words}"):
+            read_nifti(put(tmp_path / name, content))

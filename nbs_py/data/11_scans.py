@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 # %%
 #| export
@@ -729,9 +729,26 @@ def _unpack_nifti(path: Path) -> Nifti1Image:
 
 # %%
 #| export
+def _check_start(path: Path, start: bytes, size: int) -> None:
+    "Raise DataError unless a file begins as a NIfTI header does: with its size, and one to seven axes."
+    if len(start) < size:
+        raise DataError(path, f"an unreadable file ({len(start)} bytes)", f"complete NIfTI, whose header has {size}")
+    if start[:2] == b"\x1f\x8b":
+        raise DataError(path, "a file that is compressed twice", "NIfTI, compressed once or not at all")
+    order: Literal["little", "big"] = "little" if start[:1] == size.to_bytes(2, "little")[:1] else "big"
+    if int.from_bytes(start[:4], order) != size:
+        raise DataError(path, "no NIfTI header at its start", f"complete NIfTI, which begins with its size, {size}")
+    place, width = (40, 2) if size < _HEADER else (16, 8)
+    if not 1 <= (axes := int.from_bytes(start[place:place + width], order, signed=True)) <= 7:
+        raise DataError(f"{path}: dim[0]", f"{axes} axes", "1 to 7")
+
+
+# %%
+#| export
 def _claimed(path: Path, start: bytes, stored: int, packed: bool) -> tuple[type[Nifti1Image], int]:
     "The kind of image by the start of a file, and where its voxels end. Raises DataError for a header not to believe."
     kind = nib.Nifti2Image if start[:4] in _NIFTI2 else Nifti1Image
+    _check_start(path, start, kind.header_class.sizeof_hdr)
     header = kind.header_class(start[:kind.header_class.sizeof_hdr], check=False)
     _check_header(path, header)
     end = int(header["vox_offset"]) + prod(header.get_data_shape()) * header.get_data_dtype().itemsize
