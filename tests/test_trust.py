@@ -19,7 +19,7 @@ from tools.trust.oracles import Refuse, differ, need
 from tools.trust.page import page
 from tools.trust.places import places
 from tools.trust.readers import READERS, Reader
-from tools.trust.soak import slope
+from tools.trust.soak import slope, soak, unsteady
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -120,3 +120,12 @@ def test_the_page_has_no_date_and_shows_faults():
         {"reader": "h5", "number": 7, "kind": "raw", "done": "a|b", "said": "c\nd"}]}}
     text = page(figures)
     assert "| h5 | 3 | 0 | 0 | 1 | 0 | 0 |" in text and "h5 · 7 · raw" in text and text == page(figures)
+
+
+def test_a_short_soak_is_measured_and_only_a_long_one_judged():
+    found = soak(minutes=0.1)
+    assert found["steps"] > 10 and found["step, CPU ms"] > 0 and not found["faults"]
+    rising = found | {"memory, MiB an hour": 31.0, "step, share an hour": 0.2, "handles": [5, 9]}
+    assert unsteady(rising, 5) == ["handles: [5, 9]"]
+    assert unsteady(rising, 60) == ["handles: [5, 9]", "memory grows by 31.0 MiB an hour", "steps slow down by 20% an hour"]
+    assert not unsteady(rising | {"memory, MiB an hour": 5.0, "step, share an hour": 0.01, "handles": [5, 5]}, 60)

@@ -56,10 +56,10 @@ def soak(minutes: float = 60.0, method: str = "ours") -> dict[str, Any]:  # figu
              "handles": [int(table[:, 2].min()), int(table[:, 2].max())],
              "threads": [int(table[:, 3].min()), int(table[:, 3].max())],
              "step, CPU ms": round(1000 * float(np.median(table[:, 4])), 2), "step, share an hour": round(float(step), 4)}
-    return found | {"faults": _faults(found, minutes)}
+    return found | {"faults": unsteady(found, minutes)}
 
 
-def _faults(found: dict[str, Any], minutes: float) -> list[str]:
+def unsteady(found: dict[str, Any], minutes: float) -> list[str]:
     "What is not flat. A slope from less than half an hour is shown and not judged."
     faults = [f"{name}: {found[name]}" for name in ("handles", "threads") if found[name][0] != found[name][1]]
     if minutes >= 30:
