@@ -55,7 +55,8 @@ def soak(minutes: float = 60.0, method: str = "ours") -> dict[str, Any]:  # figu
              "memory, MiB": round(float(np.median(table[:, 1])), 1), "memory, MiB an hour": round(memory, 2),
              "handles": [int(table[:, 2].min()), int(table[:, 2].max())],
              "threads": [int(table[:, 3].min()), int(table[:, 3].max())],
-             "step, CPU ms": round(1000 * float(np.median(table[:, 4])), 2), "step, share an hour": round(float(step), 4)}
+             "step, CPU ms": round(1000 * float(np.median(table[:, 4])), 2),
+             "step, share an hour": round(float(step), 4)}
     return found | {"faults": unsteady(found, minutes)}
 
 
