@@ -10,8 +10,9 @@ __all__ = ['OURS', 'evaluating', 'predict_volume', 'save_mask', 'save_volume', '
 import hashlib
 import json
 import re
+import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,9 @@ from .. import __version__
 from ..basics.errors import DataError, named_place
 from ..basics.files import write_atomic
 from ..data.batches import resize_image, resize_labels
-from ..data.folder import group_modalities, list_nifti, read_scan, said
-from ..data.scans import Case, in_folder, is_nifti, read_nifti, stem
+from ..data.folder import _instead, _kind_and_name, _nifti_files
+from ..data.folder import group_modalities, read_scan, said
+from ..data.scans import Case, _some, in_folder, is_nifti, read_nifti, stem
 from ..method.objective import method_named
 from ..method.other_networks import build_network
 from .config import Config
@@ -316,6 +318,7 @@ def predict_files(
     anything is written; at the end `ScansFailed`, naming every scan of a folder that got no mask."""
     for field, place in (("checkpoint", checkpoint), ("IN", source), ("OUT", target)):
         named_place(field, place)
+    _check_format(Path(target))
     network = load_network(checkpoint, device, trust=trust)
     if flips:
         _check_flips(network, checkpoint)
@@ -342,19 +345,66 @@ def _all_or_named(source: Path, failures: dict[str, str], masks: list[Path]) -> 
     return masks
 
 # %% ../../nbs/runs/54_inference.ipynb #5d73bb7a
+_OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".hdr", ".img", ".dcm", ".h5", ".npy", ".npz", ".png",
+                  ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+def _check_format(target: Path) -> None:
+    "Raise DataError for a mask's file in a format that is not written; it would become a folder."
+    if target.suffix.lower() in _OTHER_FORMATS and not target.is_dir():
+        raise DataError(target, f"a name of another format ({target.suffix})",
+                        "NAME.nii.gz or NAME.nii for the mask of one scan, or a folder")
+
+# %% ../../nbs/runs/54_inference.ipynb #ce658277
+def _images_in(source: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    "The scans of a folder by name, and file → fault where a name leaves open what it is; says what is no scan."
+    named = {path: _named(path) for path, kind in _nifti_files(source) if kind == "image"}
+    _say_left_out([path.name for path, (kind, _) in named.items() if kind not in ("image", "")],
+                  {path.parent for path in named})
+    failures = {str(path): "found a mask by its name, expected another name for a scan; given alone, it is segmented"
+                for path, (kind, _) in named.items() if not kind}
+    found: dict[str, list[Path]] = {}
+    for path in (path for path, (kind, _) in named.items() if kind == "image"):
+        found.setdefault(named[path][1], []).append(path)
+    if not found and not failures:
+        raise DataError(source, _instead(source), "images/NAME.nii.gz")
+    for name, paths in found.items():
+        same = f"found several scans called {name} ({', '.join(path.name for path in paths)}), expected one"
+        failures |= {str(path): same for path in paths if len(paths) > 1}
+    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}, failures
+
+
+def _named(path: Path) -> tuple[str, str]:
+    "What a file is by its name, image, scribble, label or, where that is left open, nothing; its name without endings."
+    try:
+        return _kind_and_name(path, "image")
+    except DataError:
+        return "", stem(path)
+
+# %% ../../nbs/runs/54_inference.ipynb #790cfd6a
+def _say_left_out(masks: Sequence[str], folders: Collection[Path]) -> None:
+    "Name what lies beside the scans and is not segmented, on the stream of errors."
+    others = [path.name for one in folders for path in in_folder(one) if path.suffix.lower() in _OTHER_FORMATS]
+    parts = [f"{_some(names)} ({why})" for names, why in ((masks, "masks by their names"), (others, "other formats"))
+             if names]
+    if parts:
+        print(f"not segmented: {'; '.join(parts)}", file=sys.stderr, flush=True)
+
+# %% ../../nbs/runs/54_inference.ipynb #bdc97ca8
 def _scans_in(source: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
-    "The scans of a folder, and file → fault of those that lack a modality; of a single scan the fault is raised."
+    "The scans of a folder, and file → fault of those that are not told apart; of a single scan the fault is raised."
     if not source.is_dir():
         return find_scans(source, channels), {}
     groups: dict[str, dict[str, Path]] = {}
-    for name, path in list_nifti(source)["image"].items():
+    images, failures = _images_in(source)
+    for name, path in images.items():
         groups.setdefault(re.sub(r"_\d{4}$", "", name) if channels > 1 else "", {})[name] = path
-    scans, failures = dict[str, tuple[Path, ...]](), dict[str, str]()
-    for images in groups.values():
+    scans: dict[str, tuple[Path, ...]] = {}
+    for group in groups.values():
         try:
-            scans |= group_modalities(images, channels=channels)
+            scans |= group_modalities(group, channels=channels)
         except DataError as error:
-            failures[str(next(iter(images.values())))] = str(error)
+            failures[str(next(iter(group.values())))] = str(error)
     return scans, failures
 
 # %% ../../nbs/runs/54_inference.ipynb #8bd18897
@@ -440,7 +490,9 @@ def find_scans(
     "The scans to segment. Raises DataError for what is no NIfTI, and for a missing modality."
     source = Path(source)
     if source.is_dir():
-        return group_modalities(list_nifti(source)["image"], channels=channels)
+        scans, failures = _scans_in(source, channels)
+        _all_or_named(source, failures, [])
+        return scans
     if not source.is_file() or not is_nifti(source):
         raise DataError(source, "no such file" if not source.exists() else "another format", "NIfTI, or a folder of it")
     own = stem(source)
