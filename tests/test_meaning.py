@@ -301,7 +301,7 @@ def test_predict_keeps_the_plane_of_the_training(tmp_path):
     images = [tmp_path / "new/images/thin.nii.gz"]
     assert read_scan(images, axis="auto").grid.plane == "coronal"
     assert read_scan(images, **dataset.facts()["reading"]).grid.plane == "axial"
-    run = run_experiment(Config(dataset="folder", root=str(tmp_path / "mine"), output=str(tmp_path / "runs"), **SMALL))
+    run = run_on(tmp_path / "mine", tmp_path, size=48)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attenscribble.runs.inference.read_scan",
