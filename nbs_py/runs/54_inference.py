@@ -25,6 +25,7 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -764,37 +765,38 @@ def _check_format(target: Path) -> None:
 #| export
 def _images_in(source: Path) -> tuple[dict[str, Path], dict[str, str]]:
     "The scans of a folder by name, and file → fault where a name leaves open what it is; says what is no scan."
-    named = {path: _named(path) for path, kind in _nifti_files(source) if kind == "image"}
-    _say_left_out([path.name for path, (kind, _) in named.items() if kind not in ("image", "")],
-                  {path.parent for path in named})
-    failures = {str(path): "found a mask by its name, expected another name for a scan; given alone, it is segmented"
-                for path, (kind, _) in named.items() if not kind}
-    found: dict[str, list[Path]] = {}
-    for path in (path for path, (kind, _) in named.items() if kind == "image"):
-        found.setdefault(named[path][1], []).append(path)
-    if not found and not failures:
+    kinds: dict[str, dict[Path, str]] = {"image": {}, "mask": {}, "": {}}
+    for path in (path for path, kind in _nifti_files(source) if kind == "image"):
+        kind, name = _named(path)
+        kinds[kind][path] = name
+    _say_left_out(kinds["mask"], {path.parent for part in kinds.values() for path in part})
+    if not kinds["image"] and not kinds[""]:
         raise DataError(source, _instead(source), "images/NAME.nii.gz")
-    for name, paths in found.items():
-        same = f"found several scans called {name} ({', '.join(path.name for path in paths)}), expected one"
-        failures |= {str(path): same for path in paths if len(paths) > 1}
-    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}, failures
-
-
-def _named(path: Path) -> tuple[str, str]:
-    "What a file is by its name, image, scribble, label or, where that is left open, nothing; its name without endings."
-    try:
-        return _kind_and_name(path, "image")
-    except DataError:
-        return "", stem(path)
+    twice = {name for name, count in Counter(kinds["image"].values()).items() if count > 1}
+    failures = {str(path): "found a mask by its name, expected another name for a scan; given alone, it is segmented"
+                for path in kinds[""]} | {str(path): f"found several scans called {name}, expected one"
+                                          for path, name in kinds["image"].items() if name in twice}
+    return {name: path for path, name in kinds["image"].items() if name not in twice}, failures
 
 
 # %%
 #| export
-def _say_left_out(masks: Sequence[str], folders: Collection[Path]) -> None:
+def _named(path: Path) -> tuple[str, str]:
+    "What a file is by its name: image, mask or, where that is left open, nothing; and the name without endings."
+    try:
+        kind, name = _kind_and_name(path, "image")
+    except DataError:
+        return "", stem(path)
+    return "image" if kind == "image" else "mask", name
+
+
+# %%
+#| export
+def _say_left_out(masks: Collection[Path], folders: Collection[Path]) -> None:
     "Name what lies beside the scans and is not segmented, on the stream of errors."
-    others = [path.name for one in folders for path in in_folder(one) if path.suffix.lower() in _OTHER_FORMATS]
-    parts = [f"{_some(names)} ({why})" for names, why in ((masks, "masks by their names"), (others, "other formats"))
-             if names]
+    others = [path for one in folders for path in in_folder(one) if path.suffix.lower() in _OTHER_FORMATS]
+    parts = [f"{_some(path.name for path in files)} ({why})"
+             for files, why in ((masks, "masks by their names"), (others, "other formats")) if files]
     if parts:
         print(f"not segmented: {'; '.join(parts)}", file=sys.stderr, flush=True)
 
@@ -804,7 +806,7 @@ def _say_left_out(masks: Sequence[str], folders: Collection[Path]) -> None:
 def _scans_in(source: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
     "The scans of a folder, and file → fault of those that are not told apart; of a single scan the fault is raised."
     if not source.is_dir():
-        return find_scans(source, channels), {}
+        return _scan_of(source, channels), {}
     groups: dict[str, dict[str, Path]] = {}
     images, failures = _images_in(source)
     for name, path in images.items():
@@ -914,12 +916,16 @@ def find_scans(
     source: Path | str,  # a file or a folder
     channels: int,  # modalities of each scan
 ) -> dict[str, tuple[Path, ...]]:  # name → one file a modality
-    "The scans to segment. Raises DataError for what is no NIfTI, and for a missing modality."
-    source = Path(source)
-    if source.is_dir():
-        scans, failures = _scans_in(source, channels)
-        _all_or_named(source, failures, [])
-        return scans
+    "The scans to segment. Raises DataError for what is no NIfTI, a missing modality, and a name that may be a mask's."
+    scans, failures = _scans_in(Path(source), channels)
+    _all_or_named(Path(source), failures, [])
+    return scans
+
+
+# %%
+#| export
+def _scan_of(source: Path, channels: int) -> dict[str, tuple[Path, ...]]:
+    "The scan that a file belongs to: name → one file a modality."
     if not source.is_file() or not is_nifti(source):
         raise DataError(source, "no such file" if not source.exists() else "another format", "NIfTI, or a folder of it")
     own = stem(source)
