@@ -4,6 +4,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,6 +191,24 @@ def test_a_slice_does_not_depend_on_its_batch():
     order = torch.tensor([5, 0, 7])
     part = store.batch(order, 32, Draw(draw.turns[order], draw.flip[order], draw.angle[order]))
     torch.testing.assert_close((part.image, part.target), (full.image[order], full.target[order]), rtol=0, atol=0)
+
+
+def test_a_store_knows_what_its_batches_show_and_draws_nothing():
+    rng, state = np.random.default_rng(5), torch.get_rng_state()
+    cases = [replace(noise(rng, (6, *shape)), scribble=np.where(rng.random((6, *shape)) < 0.995, IGNORE, rng.integers(
+        0, 4, (6, *shape))).astype(np.uint8)) for shape in ((40, 30), (16, 16), (15, 33), (9, 12))]
+    store = SliceStore(cases, classes=4, ignore=IGNORE)
+    shown = [[(plane == k).any() for k in range(4)] for case in cases for plane in case.scribble]
+    np.testing.assert_array_equal(store.shown, shown)
+    assert store.side == 40
+    for size in (16, 32, 48):
+        batch = store.batch(torch.arange(len(store)), size)
+        expected = [[bool((one == k).any()) for k in range(4)] for one in batch.target]
+        np.testing.assert_array_equal(store.shown_at(size), expected)
+        assert (store.shown_at(size) == shown).all() == (size == 48)
+    store.set_pseudo(torch.full((store.pixels,), 3, dtype=torch.uint8))
+    assert store.shown_at(16)[:6, 3].all(), "guessed labels count, where a batch has them"
+    torch.testing.assert_close(torch.get_rng_state(), state)
 
 
 def test_scribble_store_never_reads_the_label_and_the_other_way_round():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -301,7 +302,7 @@ def test_predict_keeps_the_plane_of_the_training(tmp_path):
     images = [tmp_path / "new/images/thin.nii.gz"]
     assert read_scan(images, axis="auto").grid.plane == "coronal"
     assert read_scan(images, **dataset.facts()["reading"]).grid.plane == "axial"
-    run = run_experiment(Config(dataset="folder", root=str(tmp_path / "mine"), output=str(tmp_path / "runs"), **SMALL))
+    run = run_on(tmp_path / "mine", tmp_path, size=48)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attenscribble.runs.inference.read_scan",
@@ -487,3 +488,76 @@ def test_a_flat_folder_with_dense_masks_alone_is_found_and_needs_the_method_for_
     assert "as there are no strokes: method=fully" in check(tmp_path).plan
     settings = SMALL | {"method": "fully", "dataset": "folder", "root": str(tmp_path)}
     assert train(resolve(Config(**settings))).step == 2
+
+
+# ---------------------------------------------------------------- strokes at the network's size
+def vanishing(kept=()):
+    "Class 2 as a line of one pixel that a resize from 48 to 32 skips, but on the slices `kept`; all else is broad."
+    seen = {round(i * 47 / 31) for i in range(32)}
+    skipped = next(row for row in range(30, 48) if row not in seen)
+
+    def change(s, k):
+        out = np.full_like(s, 255)
+        out[:, 3:6, 5:-5], out[:, 23:27, 20:28] = 0, 1
+        for z in range(len(out)):
+            out[z, skipped:skipped + (3 if z in kept else 1), 10:40] = 2
+        return out
+
+    return change
+
+
+def run_on(root: Path, tmp_path: Path, **settings):
+    return run_experiment(Config(dataset="folder", root=str(root), output=str(tmp_path / "runs"), **SMALL | settings))
+
+
+def test_a_class_that_the_resize_loses_is_refused_with_the_cure(tmp_path):
+    root = make(tmp_path / "d", scribble=vanishing())
+    with pytest.raises(DataError, match=r"scribbles of 'label 2' on 12 slices, at the network's size=32 on none of them"
+                       r", expected a larger size \(size=48 loses nothing\), or strokes 2 pixels wide"):
+        run_on(root, tmp_path)
+    assert run_on(root, tmp_path, size=48).log, "at the size that the refusal names it trains"
+
+
+def test_a_class_that_few_slices_keep_is_remarked_on(tmp_path, capsys):
+    for kept, said in (((0,), True), ((0, 1), False)):
+        run_on(make(tmp_path / f"{len(kept)}", scribble=vanishing(kept)), tmp_path)
+        words = "remark: 1: fold 1: found scribbles of 'label 2' on 12 slices, at the network's size=32 on 3 of them"
+        assert (words in capsys.readouterr().err) == said
+
+
+def test_a_published_dataset_is_told_and_dense_labels_are_not_counted_slice_by_slice(tmp_path, capsys):
+    opened = folder(make(tmp_path / "d", scribble=vanishing(), content={"labels": {"one": 1, "two": 2}}))
+    cases = [replace(case, label=np.where(case.scribble == 255, 0, case.scribble)) for case in opened.cases()]
+    public = replace(opened, version="", read=lambda patient: [c for c in cases if c.patient == patient])
+    train(resolve(Config(**SMALL), public), tmp_path / "one")
+    assert "remark: d: fold 1: found scribbles of 'two' on 12 slices" in capsys.readouterr().err
+    for case in cases:
+        case.label[0, 30:40] = 2
+    train(resolve(Config(**SMALL | {"method": "fully"}), public), tmp_path / "two")
+    assert "found labels" not in capsys.readouterr().err
+
+
+def test_strokes_of_which_nothing_is_left_are_refused_by_every_training(tmp_path):
+    def points(s, k):
+        out = np.full_like(s, 255)
+        for class_id, row in enumerate(row for row in range(48) if row not in {round(i * 47 / 31) for i in range(32)}):
+            if class_id < 3:
+                out[:, row, 20] = class_id
+        return out
+
+    opened = folder(make(tmp_path / "d", scribble=points), axis="axial")
+    for dataset in (opened, replace(opened, version="")):
+        with pytest.raises(DataError, match="all classes on 12 slices, at the network's size=32 on none of them"):
+            train(resolve(Config(**SMALL), dataset))
+
+
+@pytest.mark.parametrize("kind, method, cure", [("scribbles", "pce", "method=fully learns from labels"),
+                                                ("labels", "fully", "method=ours learns from scribbles")])
+def test_a_method_whose_target_nobody_has_is_refused_with_one_that_learns_from_what_is_there(tmp_path, kind, method,
+                                                                                             cure):
+    root = make(tmp_path / "d", label=lambda d, k: d)
+    for path in (root / kind).iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=rf"d: fold 1: found no {kind} but .*expected {kind}, .*{cure}") as refused:
+        run_on(root, tmp_path, method=method)
+    assert "\n" not in str(refused.value)

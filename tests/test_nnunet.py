@@ -270,9 +270,9 @@ def test_a_result_becomes_a_row_of_the_tables(tmp_path):
     (lambda folder: (folder / "a_f0.nii.gz").unlink(), "found no mask of a_f0, expected one of each of the 2"),
     (lambda folder: (folder / "a_f0.nii.gz").rename(folder / "b_f2.nii.gz"), "found no mask of a_f0"),
     (lambda folder: (folder / "z_f2.nii.gz").write_bytes((folder / "a_f0.nii.gz").read_bytes()), "a mask of z_f2"),
-    (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v[:-1], a)), r"shape \(9, 12, 4\)"),
+    (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v[:-1], a)), r"\(9, 4, 12\) voxels"),
     (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v, a @ np.diag([1, 1, -1, 1]))), "affine that moves"),
-    (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v, np.diag([2, 2, 2, 1.0]))), "affine that moves"),
+    (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v, np.diag([2, 2, 2, 1.0]))), "voxels, expected"),
     (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v + (v == 2), a)), r"values \[3\].*ids, 0 to 2"),
     (lambda folder: rewrite(folder / "a_f0.nii.gz", lambda v, a: (v * 0.5, a)), r"values \[0\.5\]"),
     (lambda folder: (folder / "a_f0.nii.gz").write_bytes(b"no scan"), "unreadable"),
@@ -309,6 +309,34 @@ def test_numbers_stored_as_floats_are_class_ids(dataset, masks):
     for path in masks.glob("*.nii.gz"):
         rewrite(path, lambda v, a: (v.astype(np.float64), a))
     assert score_predictions(masks, dataset, CONFIG)["cases"] == before
+    for path in masks.glob("*.nii.gz"):
+        rewrite(path, lambda v, a: ((v * 1.0000001).astype(np.float32), a))
+    assert score_predictions(masks, dataset, CONFIG)["cases"] == before, "rounded as labels are"
+
+
+@pytest.mark.parametrize("known", ["grid", "affine"])
+def test_a_mask_is_compared_in_millimetres_whatever_the_order_of_its_axes(cases, masks, known):
+    cases = cases if known == "grid" else [replace(case, grid=None) for case in cases]
+    for case in cases[:2] if known == "affine" else ():
+        nib.save(nib.Nifti1Image(case.label.T, case.affine), masks / f"{case.name}.nii.gz")
+    before = score_predictions(masks, dataset_of(cases), CONFIG)["cases"]
+    assert known == "grid" or {row["dsc"] for row in before} == {1}
+    for path in masks.glob("*.nii.gz"):
+        nib.save(nib.load(path).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]])), path)
+    assert score_predictions(masks, dataset_of(cases), CONFIG)["cases"] == before
+
+
+def test_a_mask_elsewhere_is_refused_with_a_setting_that_helps_or_with_none(dataset, cases, masks):
+    before = score_predictions(masks, dataset, CONFIG)["cases"]
+    for path in masks.glob("*.nii.gz"):
+        rewrite(path, lambda v, a: (v, a @ np.diag([1, 1, -1, 1])))
+    with pytest.raises(DataError, match=r"a_f0.nii.gz: found an affine .*, expected that of the image's file$"):
+        score_predictions(masks, dataset, CONFIG)
+    own = replace(dataset, version="1", reading={"check_affine": True})
+    with pytest.raises(DataError, match=r"expected that of the image; data_check_affine=false takes all masks"):
+        score_predictions(masks, own, CONFIG)
+    free = replace(own, reading={"check_affine": False})
+    assert score_predictions(masks, free, CONFIG)["cases"] == before
 
 
 VERIFY = """import sys

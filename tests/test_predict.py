@@ -343,6 +343,36 @@ def test_names_of_inputs_and_outputs(hearts_run, tmp_path):
         predict_files(hearts_run, tmp_path / "in", tmp_path / "x.nii")
 
 
+def test_what_is_no_scan_is_named_and_an_open_name_stops_no_other_scan(hearts_run, tmp_path, capsys):
+    for name in ("a", "k_gt", "s-scribble", "j_mask", "twice"):
+        write(tmp_path / "in" / f"{name}.nii.gz", HEARTS[0].image)
+    write(tmp_path / "in" / "twice.nii", HEARTS[1].image)
+    for name in ("i.img", "i.hdr", "n.NRRD", "dataset.json"):
+        (tmp_path / "in" / name).write_bytes(b"{}")
+    words = ["predict", "--checkpoint", str(hearts_run), str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert ("not segmented: k_gt.nii.gz, s-scribble.nii.gz (masks by their names); "
+            "i.hdr, i.img, n.NRRD (other formats)\n") in said
+    assert "3 of 4 scans got no mask" in said and f"{tmp_path}/in/j_mask.nii.gz: found a mask by its name" in said
+    assert said.count("found several scans called twice, expected one") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.nii.gz"]
+    (alone,) = predict_files(hearts_run, tmp_path / "in" / "j_mask.nii.gz", tmp_path / "out")
+    assert alone.name == "j_mask.nii.gz", "who names the file itself means it"
+    for kind, name in (("images", "a"), ("labels", "a"), ("labels", "a_mask")):
+        write(tmp_path / "mine" / kind / f"{name}.nii.gz", HEARTS[0].image)
+    predict_files(hearts_run, tmp_path / "mine", tmp_path / "more")
+    assert "not segmented" not in capsys.readouterr().err, "masks in a folder of their own are not spoken of"
+
+
+@pytest.mark.parametrize("name", ["out.mha", "out.NRRD", "out.png", "out.hdr", "out.h5"])
+def test_a_mask_in_a_format_that_is_not_written_is_refused(hearts_run, tmp_path, name):
+    source = write(tmp_path / "a.nii.gz", HEARTS[0].image)
+    with pytest.raises(DataError, match=rf"{name}: found a name of another format .* expected NAME.nii.gz or NAME.nii"):
+        predict_files(hearts_run, source, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"], "and no folder of that name was made"
+
+
 def test_nothing_is_overwritten_unasked_and_a_scan_never(hearts_run, tmp_path):
     source = write(tmp_path / "in" / "a.nii.gz", HEARTS[0].image)
     before = source.read_bytes()

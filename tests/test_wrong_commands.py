@@ -52,6 +52,7 @@ GROUPS: dict[str, list[str]] = {
         "predict --checkpoint mine mine masks", "predict --checkpoint run nowhere.nii.gz masks",
         "predict --checkpoint run mine masks --device cuda", "predict --checkpoint run mine masks --device gpu",
         "predict --checkpoint run text.txt mask.nii.gz", "predict --checkpoint run mine one.nii.gz",
+        "predict --checkpoint run mine/images/patient001.nii.gz mask.mha",
         "predict --checkpoint run mine done", "predict --checkpoint run mine mine/images",
         "predict --checkpoint theirs mine masks", "score folder nowhere root=mine", "notebook train done",
         "train phantom output=text.txt/runs data_patients=5"],

@@ -601,6 +601,11 @@ class _Slices:
         "Pixels of all slices together: the length of what `set_pseudo` takes."
         return self._targets.numel()
 
+    @property
+    def side(self) -> int:
+        "The largest height or width of a slice."
+        return int(torch.maximum(self._height, self._width).max())
+
     def drawn(self) -> Tensor:  # [pixels] bool
         "Where the target holds a class."
         return self._targets != self.ignore
@@ -655,6 +660,7 @@ class SliceStore(_Slices):
         super().__init__(flat, channels, ignore, torch.device(device))
         self.classes, self.target = classes, target
         self.single_class, self._fill = _describe(flat.present, classes, ignore, self.device)
+        self.shown = np.concatenate(flat.present)[:, :classes]  # [slices, classes] bool: what the targets show
         self._pseudo: Tensor | None = None
         self._pseudo_fill = self._fill
 
@@ -665,6 +671,13 @@ class SliceStore(_Slices):
     ) -> None:
         "Lay pseudo labels beside the targets; batches carry them from now on. Raises ValueError on another shape."
         self._pseudo, self._pseudo_fill = _checked_pseudo(self, labels, fill)
+
+    def shown_at(
+        self,
+        size: int,  # S, side of a batch in pixels
+    ) -> np.ndarray:  # [slices, classes] bool
+        "Which classes target or pseudo labels of each slice still show in a batch of this size, not augmented."
+        return _shown_at(self, size)
 
     def batch(
         self,
@@ -726,6 +739,26 @@ def _checked_pseudo(store: SliceStore, labels: Tensor, fill: int | None) -> tupl
     ends = unsure[last]
     some = torch.diff(ends, prepend=ends.new_zeros(1)) > 0
     return labels, torch.where(some, store.ignore, 0).to(torch.uint8)
+
+
+# %% [markdown]
+# A resize to fewer pixels skips rows and columns, and a stroke of one pixel may lie in a row that is skipped. A slice that is not larger than a batch
+# loses none: every row and column of it is looked up.
+
+# %%
+#| export
+def _shown_at(store: SliceStore, size: int) -> np.ndarray:
+    "`SliceStore.shown_at`: target and pseudo labels of larger slices in the rows and columns that a batch looks up."
+    shown, kept = store.shown.copy(), [part for part in (store._targets, store._pseudo) if part is not None]
+    lengths = torch.cat((store._height, store._width)).unique()
+    seen = dict(zip(lengths.tolist(), _resize_index(lengths, size).to(store.device), strict=True))
+    for number in range(len(store)):
+        place, (height, width) = store.span(number)
+        if max(height, width) > size:
+            small = [part[place].view(height, width)[seen[height]][:, seen[width]].flatten() for part in kept]
+            values = torch.cat(small).cpu().numpy()
+            shown[number] = [(values == class_id).any() for class_id in range(store.classes)]
+    return shown
 
 
 # %% [markdown]

@@ -24,9 +24,11 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import nibabel as nib
 import numpy as np
 from nibabel import Nifti1Image
 
@@ -35,7 +37,8 @@ from nibabel import Nifti1Image
 from attenscribble.basics.errors import DataError, named_place, one_of
 from attenscribble.basics.files import read_json, without_parts, write_atomic, write_json
 from attenscribble.data.datasets import SOURCES
-from attenscribble.data.folder import class_without_strokes
+from attenscribble.data.folder import _check_same_place, _check_same_size, class_without_strokes, mapped
+from attenscribble.data.grid import Grid, placed, three_axes
 from attenscribble.data.scans import Case, Dataset, _check_same_grid, in_folder, is_nifti, read_nifti, stem
 from attenscribble.method.objective import METHODS
 from attenscribble.reporting.tables import summary_of
@@ -50,7 +53,6 @@ import subprocess
 import sys
 import tempfile
 
-import nibabel as nib
 import pandas as pd
 from ipywidgets import interact
 
@@ -459,23 +461,47 @@ def _prediction_files(
     return files, left_out
 
 
+# %% [markdown]
+# A mask is read as the labels are: compared with its scan in millimetres, so its axes may be stored in another order, and
+# with numbers next to whole ones rounded. `data_check_affine=false`, where a folder's own masks need it, holds here too.
+
 # %%
 #| export
 def _read_prediction(path: Path, case: Case, dataset: Dataset) -> np.ndarray:
     "One mask as it is stored, in the book's order. Raises DataError for another grid, or a number without meaning."
     volume, scan = read_nifti(path, flat=True)
-    expected = cast(Nifti1Image, as_picture(np.zeros(case.shape, np.uint8), case))
-    expected = type(expected).from_bytes(expected.to_bytes())  # as a reader of it would see the grid
-    if len(expected.shape) == len(scan.shape):
-        _check_same_grid(path, scan, expected, True)
-    mask = case.grid.take(volume.T) if case.grid else volume
-    if mask.shape != case.shape:
-        raise DataError(path, f"shape {mask.shape}", f"the scan's {case.shape}")
+    place = _place_of(path, scan, case.grid or _grid_of(case), dataset)
+    mask = mapped(np.ascontiguousarray(place.take(volume.T)), {})
     ids = range(dataset.classes)
     if strange := sorted(set(np.unique(mask).tolist()) - {*ids, *dataset.values}):
         own = f", or the labels' values {', '.join(map(str, dataset.values))}" if dataset.values else ""
         raise DataError(path, f"the values {strange[:5]}", f"class ids, 0 to {dataset.classes - 1}{own}")
     return mask.astype(np.int64)
+
+
+# %%
+#| export
+def _grid_of(case: Case) -> Grid:
+    "The grid of a case that knows its place alone, by the letters of its axes: as a reader of its mask would see it."
+    written = cast(Nifti1Image, as_picture(np.zeros(case.shape, np.uint8), case))
+    scan = type(written).from_bytes(written.to_bytes())
+    return Grid.of(scan, "".join(nib.aff2axcodes(scan.affine)))
+
+
+# %%
+#| export
+def _place_of(path: Path, scan: Nifti1Image, grid: Grid, dataset: Dataset) -> Grid:
+    "`matching_grid` for a mask that was predicted, with what can be done about another place here."
+    check = dataset.reading.get("check_affine", True)
+    other, located = Grid.of(scan, grid.plane), check and placed(scan.header) and placed(grid.header)
+    if not located:
+        other = replace(grid, header=scan.header, shape=scan.shape)
+    same = dataset.version and located and three_axes(scan.shape) == three_axes(grid.shape)
+    cure = "; data_check_affine=false takes all masks voxel by voxel, if they are known to match" if same else ""
+    _check_same_size(path, grid, other, cure)
+    if check:
+        _check_same_place(path, grid, other, located, cure or "'s file")
+    return other
 
 
 # %%

@@ -551,20 +551,39 @@ def make_store(
 ) -> SliceStore:  # of the slices that somebody drew on
     """All slices of some patients on the device, with the target that the method learns from.
 
-    In a user's own folder a scan of theirs may lack it, and is left out; elsewhere it is refused."""
+    In a user's own folder a scan of theirs may lack it, and is left out; elsewhere it is refused. Raises DataError
+    where all lack it, with the method that learns from what is there instead."""
     dataset, target = setup.dataset, setup.method.target
+    learnt = Learnt() if learnt is None else learnt
 
     def drawn() -> Iterator[Case]:
         cases = _all_readable(dataset, patients)
         for case in cases if rank() else said(cases):
             used = drawn_slices(case, target, dataset.ignore, may_lack=bool(dataset.version))
-            if learnt is not None:
-                learnt.add(used, target, dataset)
+            learnt.add(used, target, dataset)
+            learnt.other |= getattr(case, _OTHER[target]) is not None
             if used is not None:
                 yield used
+        if not learnt.scans:
+            raise _nothing_to_learn(setup, learnt, len(patients))
 
     return SliceStore(drawn(), classes=dataset.classes, ignore=dataset.ignore, target=target,
                       channels=dataset.channels, device=setup.device)
+
+
+# %%
+#| export
+_OTHER = {"scribble": "label", "label": "scribble"}
+_CURE = {"scribble": "method=ours learns from scribbles", "label": "method=fully learns from labels"}
+
+
+def _nothing_to_learn(setup: Setup, learnt: "Learnt", patients: int) -> DataError:
+    "The fault of patients none of whom has the target of the method."
+    target = setup.method.target
+    there, cure = (f" but {_OTHER[target]}s", f"; {_CURE[_OTHER[target]]}") if learnt.other else ("", "")
+    return DataError(f"{setup.dataset.name}: fold {setup.config.fold}", f"no {target}s{there} on the {patients} "
+                     f"patient{'s' * (patients != 1)} trained on", f"{target}s, which method={setup.config.method} "
+                     f"learns from{cure}")
 
 
 # %%
@@ -579,6 +598,7 @@ class Learnt:
     scans: int = 0  # of them those with a target
     slices: int = 0
     strokes: int = 0  # none where dense labels are learnt from
+    other: bool = False  # whether some scan has the kind of mask that is not learnt from
 
     def add(
         self,
@@ -640,6 +660,42 @@ def _check_learnt(state: Training, learnt: Learnt, fit: tuple[str, ...], say: bo
         lines.append(f"remark: {fault}")
     for line in lines if say else ():
         print(f"{setup.config.run_id}: {line}", file=sys.stderr, flush=True)
+
+
+# %% [markdown]
+# The network sees slices of its own size, and a resize by nearest neighbour skips rows and columns: strokes of one pixel may be lost in it. So the
+# classes are counted there, too. If nothing is left, or a class of your own folder is not, the run is refused; a class that is left on fewer than half
+# of the slices on which it was drawn gets a remark.
+
+# %%
+#| export
+def _check_at_size(state: Training, store: SliceStore, say: bool) -> None:
+    """Say which classes the resize to the network's size loses. Raises DataError for all, or one of a user's own.
+
+    Dense labels may lose a small organ on some slices."""
+    dataset = state.setup.dataset
+    before, after = store.shown, store.shown_at(state.config.size)
+    if not after.any():
+        raise _lost_at_size(state, store, "all classes", int(before.any(1).sum()), 0)
+    counts = zip(dataset.class_names, before.sum(0).tolist(), after.sum(0).tolist(), strict=True)
+    parts = [(_lost_at_size(state, store, repr(name), there, left), left) for name, there, left in counts
+             if 2 * left < there]
+    if dataset.version:
+        raise_all([fault for fault, left in parts if not left])
+    for line in [f"remark: {fault}" for fault, left in parts if store.target == "scribble" or not left] if say else ():
+        print(f"{state.config.run_id}: {line}", file=sys.stderr, flush=True)
+
+
+# %%
+#| export
+def _lost_at_size(state: Training, store: SliceStore, what: str, there: int, left: int) -> DataError:
+    "What a resize leaves of so many slices, and at which size, or with which strokes, it would lose nothing."
+    size = state.config.size
+    wide, whole = math.ceil((store.side - 1) / (size - 1)), math.ceil(store.side / 16) * 16
+    strokes = f", or strokes {wide} pixels wide" if store.target == "scribble" else ""
+    return DataError(f"{state.setup.dataset.name}: fold {state.config.fold}",
+                     f"{store.target}s of {what} on {there} slice{'s' * (there != 1)}, at the network's size={size} on "
+                     f"{left or 'none'} of them", f"a larger size (size={whole} loses nothing){strokes}")
 
 
 # %%
@@ -856,6 +912,7 @@ def _prepared(
     if method.pseudo:
         with in_turn():
             state.pseudo = method.pseudo(store, state.setup.objective.options, config.size)
+    _check_at_size(state, store, bool(folder) and rank() == 0)
     check_lone_slices(state, store)
     if folder and config.resume and (folder / "checkpoint.pt").is_file():
         state.load(folder / "checkpoint.pt")

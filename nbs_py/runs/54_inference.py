@@ -23,8 +23,10 @@
 import hashlib
 import json
 import re
+import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +49,9 @@ from attenscribble import __version__
 from attenscribble.basics.errors import DataError, named_place
 from attenscribble.basics.files import write_atomic
 from attenscribble.data.batches import resize_image, resize_labels
-from attenscribble.data.folder import group_modalities, list_nifti, read_scan, said
-from attenscribble.data.scans import Case, in_folder, is_nifti, read_nifti, stem
+from attenscribble.data.folder import _instead, _kind_and_name, _nifti_files
+from attenscribble.data.folder import group_modalities, read_scan, said
+from attenscribble.data.scans import Case, _some, in_folder, is_nifti, read_nifti, stem
 from attenscribble.method.objective import method_named
 from attenscribble.method.other_networks import build_network
 from attenscribble.runs.config import Config
@@ -659,6 +662,9 @@ def load_network(
 # not stop the others: a scan that is blank, damaged, 4D or lacks a modality is named at the end, with its reason. The same command then goes on. A mask
 # that is there is kept if this very network made it of this very scan, which its header tells by a digest; one that was made otherwise is neither taken
 # for it nor replaced unasked.
+#
+# What is no scan by its name or its format is not segmented, and that is said: `a_gt.nii.gz` is a mask, `b.nrrd` no NIfTI. A name that leaves it open is
+# a fault of that scan: `c_mask.nii.gz`, or `d.nii` beside `d.nii.gz`.
 
 # %%
 #| export
@@ -710,6 +716,7 @@ def predict_files(
     anything is written; at the end `ScansFailed`, naming every scan of a folder that got no mask."""
     for field, place in (("checkpoint", checkpoint), ("IN", source), ("OUT", target)):
         named_place(field, place)
+    _check_format(Path(target))
     network = load_network(checkpoint, device, trust=trust)
     if flips:
         _check_flips(network, checkpoint)
@@ -743,19 +750,73 @@ def _all_or_named(source: Path, failures: dict[str, str], masks: list[Path]) -> 
 
 # %%
 #| export
+_OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".hdr", ".img", ".dcm", ".h5", ".npy", ".npz", ".png",
+                  ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+def _check_format(target: Path) -> None:
+    "Raise DataError for a mask's file in a format that is not written; it would become a folder."
+    if target.suffix.lower() in _OTHER_FORMATS and not target.is_dir():
+        raise DataError(target, f"a name of another format ({target.suffix})",
+                        "NAME.nii.gz or NAME.nii for the mask of one scan, or a folder")
+
+
+# %%
+#| export
+def _images_in(source: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    "The scans of a folder by name, and file → fault where a name leaves open what it is; says what is no scan."
+    kinds: dict[str, dict[Path, str]] = {"image": {}, "mask": {}, "": {}}
+    for path in (path for path, kind in _nifti_files(source) if kind == "image"):
+        kind, name = _named(path)
+        kinds[kind][path] = name
+    _say_left_out(kinds["mask"], {path.parent for part in kinds.values() for path in part})
+    if not kinds["image"] and not kinds[""]:
+        raise DataError(source, _instead(source), "images/NAME.nii.gz")
+    twice = {name for name, count in Counter(kinds["image"].values()).items() if count > 1}
+    failures = {str(path): "found a mask by its name, expected another name for a scan; given alone, it is segmented"
+                for path in kinds[""]} | {str(path): f"found several scans called {name}, expected one"
+                                          for path, name in kinds["image"].items() if name in twice}
+    return {name: path for path, name in kinds["image"].items() if name not in twice}, failures
+
+
+# %%
+#| export
+def _named(path: Path) -> tuple[str, str]:
+    "What a file is by its name: image, mask or, where that is left open, nothing; and the name without endings."
+    try:
+        kind, name = _kind_and_name(path, "image")
+    except DataError:
+        return "", stem(path)
+    return "image" if kind == "image" else "mask", name
+
+
+# %%
+#| export
+def _say_left_out(masks: Collection[Path], folders: Collection[Path]) -> None:
+    "Name what lies beside the scans and is not segmented, on the stream of errors."
+    others = [path for one in folders for path in in_folder(one) if path.suffix.lower() in _OTHER_FORMATS]
+    parts = [f"{_some(path.name for path in files)} ({why})"
+             for files, why in ((masks, "masks by their names"), (others, "other formats")) if files]
+    if parts:
+        print(f"not segmented: {'; '.join(parts)}", file=sys.stderr, flush=True)
+
+
+# %%
+#| export
 def _scans_in(source: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
-    "The scans of a folder, and file → fault of those that lack a modality; of a single scan the fault is raised."
+    "The scans of a folder, and file → fault of those that are not told apart; of a single scan the fault is raised."
     if not source.is_dir():
-        return find_scans(source, channels), {}
+        return _scan_of(source, channels), {}
     groups: dict[str, dict[str, Path]] = {}
-    for name, path in list_nifti(source)["image"].items():
+    images, failures = _images_in(source)
+    for name, path in images.items():
         groups.setdefault(re.sub(r"_\d{4}$", "", name) if channels > 1 else "", {})[name] = path
-    scans, failures = dict[str, tuple[Path, ...]](), dict[str, str]()
-    for images in groups.values():
+    scans: dict[str, tuple[Path, ...]] = {}
+    for group in groups.values():
         try:
-            scans |= group_modalities(images, channels=channels)
+            scans |= group_modalities(group, channels=channels)
         except DataError as error:
-            failures[str(next(iter(images.values())))] = str(error)
+            failures[str(next(iter(group.values())))] = str(error)
     return scans, failures
 
 
@@ -855,10 +916,16 @@ def find_scans(
     source: Path | str,  # a file or a folder
     channels: int,  # modalities of each scan
 ) -> dict[str, tuple[Path, ...]]:  # name → one file a modality
-    "The scans to segment. Raises DataError for what is no NIfTI, and for a missing modality."
-    source = Path(source)
-    if source.is_dir():
-        return group_modalities(list_nifti(source)["image"], channels=channels)
+    "The scans to segment. Raises DataError for what is no NIfTI, a missing modality, and a name that may be a mask's."
+    scans, failures = _scans_in(Path(source), channels)
+    _all_or_named(Path(source), failures, [])
+    return scans
+
+
+# %%
+#| export
+def _scan_of(source: Path, channels: int) -> dict[str, tuple[Path, ...]]:
+    "The scan that a file belongs to: name → one file a modality."
     if not source.is_file() or not is_nifti(source):
         raise DataError(source, "no such file" if not source.exists() else "another format", "NIfTI, or a folder of it")
     own = stem(source)
