@@ -192,7 +192,7 @@ def read_result(
     "One result file. Raises DataError for what is no JSON, and for a missing or impossible field."
     result = read_json(path, "a result file, as a run writes it")
     _check_fields(path, result, _FIELDS)
-    _check_fields(path, {"label_values": [], **result}, {"label_values": list})  # which older files do not have
+    _check_fields(path, {"label_values": [], "content": "", **result}, {"label_values": list, "content": str})  # newer
     if not result["cases"] and result.get("scored", True):
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")
     for index, row in enumerate(result["cases"]):
@@ -367,7 +367,8 @@ def _check_alike(runs: Iterable[Mapping[str, Any]]) -> None:
     for run in runs:
         name, fold, content = run["run"], run["fold"], run.get("content")
         if (other := seeds.setdefault((fold, run["seed"]), name)) != name:
-            raise DataError(f"fold {fold}, seed {run['seed']}", f"the runs {other}, {name}",
+            where = f"{run['dataset']}, {_title_of(run['method'])}, fold {fold}, seed {run['seed']}"
+            raise DataError(where, f"the runs {other}, {name}",
                             "one result a setting, fold and seed: leave out one of the two files")
         if content and (kept := data.setdefault(fold, (content, name)))[0] != content:
             raise DataError(f"{name}: content", f"{content}, other data than that of {kept[1]} ({kept[0]})",
