@@ -326,9 +326,9 @@ def test_a_result_of_other_data_is_refused_wherever_it_lies(tmp_path, monkeypatc
     write_json(result_of(first, content="f" * 16), first.folder / "result.json")
     assert read_grid(file).jobs, "a run that did not come to its end is run again"
     monkeypatch.setattr(grids, "_finished", lambda folder: folder == first.folder)
-    with pytest.raises(ValueError, match="result.json: content: .*, or another output=…"):
+    with pytest.raises(ValueError, match=r"result.json: content: .*, or another output=…"):
         read_grid(file)
-    with pytest.raises(DataError, match="result.json: content: found ffff"):
+    with pytest.raises(DataError, match=r"result.json: content: found ffff"):
         run_job(first, tmp_path / "notebook.ipynb")
     assert not first.target.exists()
 
