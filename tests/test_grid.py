@@ -146,6 +146,7 @@ def test_a_run_is_named_by_what_the_loader_chose(tmp_path, data_root):
     (TINY + "[crf]\nmask = []", "grid.toml: crf_mask: found an empty list"),
     (TINY + "[row.a]\nseed = 1", "row: found a table, expected rows, exclude, or a group of settings such as crf; "
      "did you mean 'rows'?"),
+    (TINY + 'method = "pce"\nlam = {seg = 0.1}\nlam_seg = 0.2', "grid.toml: lam_seg: found 0.1 and 0.2, expected one"),
     (TINY + "rows = 3", "grid.toml: rows: found 3, expected a table for each row"),
     (TINY + "[rows]\nseed = 3", "grid.toml: rows: found {'seed': 3}, expected a table for each row"),
     (TINY + "[rows.a.b]\nseed = 3", "grid.toml: rows.a: b: found a table"),

@@ -100,19 +100,28 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 # %% ../../nbs/runs/57_grid.ipynb #e3f8c650
 def _flat(where: str, settings: Mapping[str, Any]) -> dict[str, list[Any]]:
-    "Flat name → values. Raises DataError for a table that is no group, and for a list without a value."
+    """Flat name → values.
+
+    Raises DataError for a table that is no group, a list without a value, and what stands in a table and alone."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if not isinstance(value, dict) or name == "net_options":
-            found[name] = value
+            _add(where, found, {name: value})
         elif name in _GROUPS:
-            found |= {f"{name}_{key}": entry for key, entry in value.items()}
+            _add(where, found, {f"{name}_{key}": entry for key, entry in value.items()})
         else:
             raise DataError(f"{where}: {name}", "a table", "rows, exclude, or a group of settings such as crf"
                             + did_you_mean(name, [*_TABLES, *_GROUPS]))
     if empty := [name for name, value in found.items() if value == []]:
         raise DataError(f"{where}: {empty[0]}", "an empty list", "at least one value")
     return {name: value if isinstance(value, list) else [value] for name, value in found.items()}
+
+# %% ../../nbs/runs/57_grid.ipynb #f479b7a5
+def _add(where: str, found: dict[str, Any], more: Mapping[str, Any]) -> None:
+    "Add settings under flat names. Raises DataError for one that has another value already."
+    for name, value in more.items():
+        if found.setdefault(name, value) != value:
+            raise DataError(f"{where}: {name}", f"{found[name]!r} and {value!r}", "one of the two")
 
 # %% ../../nbs/runs/57_grid.ipynb #e4e56959
 def _blocks(file: Path, content: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
