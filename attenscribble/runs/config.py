@@ -21,8 +21,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+# %% ../../nbs/runs/50_config.ipynb #bf757a73
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import create_model, field_validator, model_validator
 
 # %% ../../nbs/runs/50_config.ipynb #fdca6769
 from ..basics.errors import DataError, did_you_mean, one_of, unknown_setting
@@ -62,6 +64,9 @@ def _of_known_home(name: str) -> str:
         raise ValueError(f"no user of this machine is called {Path(name).parts[0][1:]!r}; ./~… is a folder") from None
     return name
 
+
+_Place = Annotated[str, AfterValidator(_of_known_home)]
+
 # %% ../../nbs/runs/50_config.ipynb #206546a3
 class WhatSettings(Switches):
     "What is trained on what."
@@ -73,17 +78,12 @@ class WhatSettings(Switches):
     seed: int = Field(2022, ge=0, lt=2**32, description="of weights, batches, augmentation, dropout (2022: released)")
     profile: Literal["smoke", "mini", "fast", "paper"] = Field("smoke", description="how much to compute")
     preset: Literal["paper", "released"] = Field("paper", description="the paper's text, or its released code")
-    root: str = Field("", description="folder of the data; empty: $ATTENSCRIBBLE_DATA, then the user data folder")
+    root: _Place = Field("", description="folder of the data; empty: $ATTENSCRIBBLE_DATA, then the user data folder")
 
     @field_validator("dataset")
     @classmethod
     def known_dataset(cls, name: str) -> str:
         return one_of("dataset", name, SOURCES)
-
-    @field_validator("root")
-    @classmethod
-    def known_root(cls, name: str) -> str:
-        return _of_known_home(name)
 
 # %% ../../nbs/runs/50_config.ipynb #f9e563de
 class ScheduleSettings(Switches):
@@ -149,8 +149,8 @@ class PlaceSettings(Switches):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     devices: int = Field(1, ge=1, description="processes that train together, each on a GPU or a part of the CPU")
     compile: Literal["auto", "on", "off"] = Field("auto", description="the network by torch.compile; auto: on a GPU")
-    output: str = Field("", description="folder for run folders; empty: runs/ of the clone, else of the current folder")
-    archive: str = Field("", description="folder that also gets the result's JSON, such as ../results")
+    output: _Place = Field("", description="folder for run folders; empty: runs/ of the clone, else of the current one")
+    archive: _Place = Field("", description="folder that also gets the result's JSON, such as ../results")
     resume: bool = Field(True, description="go on from the run folder's checkpoint if there is one")
     log_every: int = Field(20, ge=1, description="iterations between rows of the log")
 
@@ -158,11 +158,6 @@ class PlaceSettings(Switches):
     @classmethod
     def known_device(cls, name: str) -> str:
         return usable_device(name)
-
-    @field_validator("output", "archive")
-    @classmethod
-    def known_home(cls, name: str) -> str:
-        return _of_known_home(name)
 
 # %% ../../nbs/runs/50_config.ipynb #193dd469
 def _typed(value: Any) -> Any:
@@ -174,15 +169,17 @@ def _typed(value: Any) -> Any:
     return found if isinstance(found, (bool, int, float)) else value
 
 # %% ../../nbs/runs/50_config.ipynb #b33f2cba
+_Weight = Annotated[float, Field(ge=0)]
+_Step = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+# %% ../../nbs/runs/50_config.ipynb #2f347aa4
 class OpenSettings(Switches):
     "Settings whose names depend on the method and the dataset: one dictionary each."
 
-    lam: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        {}, description="term → weight in place of the method's: `lam_mcrf`, …")
-    start: dict[str, Annotated[int, Field(ge=0)]] = Field(
-        {}, description="term → first iteration in place of the method's: `start_atn`, …")
-    ramp: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        {}, description="term → share of the run over which its weight rises: `ramp_mcrf`")
+    lam: dict[str, _Weight] = Field({}, description="term → weight in place of the method's: `lam_mcrf`, …")
+    start: dict[str, _Step] = Field({}, description="term → first iteration in place of the method's: `start_atn`, …")
+    ramp: dict[str, _Share] = Field({}, description="term → share of the run over which its weight rises: `ramp_mcrf`")
     method_options: dict[str, Any] = Field({}, description="the method's own switches: `method_passes`, …")
     data: dict[str, Any] = Field({}, description="options of the dataset: `data_patients`, `data_sequence`, …")
 
@@ -392,18 +389,17 @@ def _known(given: Mapping[str, Any], method: Method, faults: list[str]) -> dict[
     "What is given under names that somebody knows; a line for each of the others, with the nearest name."
     own = [f"method_{name}" for name in method.options.model_fields]
     known = [*(name for name in Config.model_fields if name not in OPEN.values()), *own]
+    truths = _truth_faults(Config, given)
     kept = {name: value for name, value in given.items() if name in Config.model_fields}
-    faults += [unknown_setting(name, known) for name in given if name not in kept]
-    faults += (truths := _truth_faults(Config, kept)).values()
-    kept = {name: value for name, value in kept.items() if name not in truths}
+    faults += [*(unknown_setting(name, known) for name in given if name not in kept), *truths.values()]
     options = kept.get("method_options", {})
     wrong = {"method_options": _truth_faults(method.options, options, "method_") | {
-        name: unknown_setting(f"method_{name}", known) for name in options if f"method_{name}" not in own}}
+        name: unknown_setting(f"method_{name}", known) for name in options if name not in method.options.model_fields}}
     wrong |= {group: _term_faults(method, group, kept.get(group, {})) for group in ("lam", "start", "ramp")}
     wrong["data"] = _data_faults(kept.get("dataset", "phantom"), kept.get("data", {}))
     faults += [line for lines in wrong.values() for line in lines.values()]
     return {name: {key: entry for key, entry in value.items() if key not in wrong[name]} if name in wrong else value
-            for name, value in kept.items()}
+            for name, value in kept.items() if name not in truths}
 
 # %% ../../nbs/runs/50_config.ipynb #86c33135
 def _term_faults(method: Method, group: str, given: Mapping[str, Any]) -> dict[str, str]:
@@ -425,12 +421,16 @@ def _data_faults(dataset: Any, options: Mapping[str, Any]) -> dict[str, str]:
         model(**typed)
         return truths
     except ValidationError as error:
-        known, asked = ", ".join(f"data_{name}" for name in model.model_fields), [*model.model_fields]
         first = {str(e["loc"][0]): e for e in reversed(error.errors())}
-        unknown = {name: unknown_setting(name, asked).replace("mean '", "mean 'data_") for name in first}
-        return truths | {name: f"data_{unknown[name]} ({dataset} has {known})"
-                if e["type"] == "extra_forbidden" else f"data_{name}: found {options[name]!r}; {e['msg']}"
-                for name, e in first.items()}
+        return truths | {name: _no_option(dataset, name) if e["type"] == "extra_forbidden"
+                         else f"data_{name}: found {options[name]!r}; {e['msg']}" for name, e in first.items()}
+
+# %% ../../nbs/runs/50_config.ipynb #706bcb98
+def _no_option(dataset: str, name: str) -> str:
+    "What is said of an option that a dataset's loader does not know."
+    asked = [*_loader_options(dataset).model_fields]
+    unknown = unknown_setting(name, asked).replace("mean '", "mean 'data_")
+    return f"data_{unknown} ({dataset} has {', '.join(f'data_{name}' for name in asked)})"
 
 # %% ../../nbs/runs/50_config.ipynb #e89a067a
 @cache

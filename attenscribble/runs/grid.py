@@ -105,13 +105,11 @@ def _flat(where: str, settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     Raises DataError for a table that is no group, a list without a value, and what stands in a table and alone."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if not isinstance(value, dict) or name == "net_options":
-            _add(where, found, {name: value})
-        elif name in _GROUPS:
-            _add(where, found, {f"{name}_{key}": entry for key, entry in value.items()})
-        else:
+        alone = not isinstance(value, dict) or name == "net_options"
+        if not (alone or name in _GROUPS):
             raise DataError(f"{where}: {name}", "a table", "rows, exclude, or a group of settings such as crf"
                             + did_you_mean(name, [*_TABLES, *_GROUPS]))
+        _add(where, found, {name: value} if alone else {f"{name}_{key}": entry for key, entry in value.items()})
     if empty := [name for name, value in found.items() if value == []]:
         raise DataError(f"{where}: {empty[0]}", "an empty list", "at least one value")
     return {name: value if isinstance(value, list) else [value] for name, value in found.items()}

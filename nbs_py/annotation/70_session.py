@@ -34,6 +34,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+# %%
+#| export
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
@@ -43,16 +45,7 @@ from nibabel.spatialimages import SpatialImage
 from attenscribble.basics.errors import DataError
 from attenscribble.basics.files import read_json, write_atomic, write_json
 from attenscribble.data.folder import (
-    IGNORE,
-    Folder,
-    FolderOptions,
-    Labels,
-    ScanFiles,
-    matching_grid,
-    meaning_of,
-    open_folder,
-    read_scan,
-)
+    IGNORE, Folder, FolderOptions, Labels, ScanFiles, matching_grid, meaning_of, open_folder, read_scan)
 from attenscribble.data.scans import Case, Dataset, in_folder, is_nifti, read_nifti, stem
 from attenscribble.data.scribbles import largest_parts, stroke
 from attenscribble.runs.config import Config
@@ -142,6 +135,8 @@ assert np.mean(scores(mask)) > 0.3
 _READING = {"axis", "clip", "robust", "check_affine"}  # options of a folder that decide how a scan is read
 
 
+# %%
+#| export
 @dataclass(frozen=True, eq=False)
 class Session:
     "A scan to draw on, the strokes that were drawn before, and the folder they go to."
@@ -519,28 +514,42 @@ def _hash_of(path: Path) -> str:
 
 # %%
 #| export
+def _check_unchanged(session: Session) -> None:
+    "Raise DataError where the strokes' file holds others than those that were opened or last saved here."
+    path = session.scribble_file
+    if _hash_of(path) not in ("", session.hashes.get(path)):
+        raise DataError(path, "strokes that were saved elsewhere since this scan was opened", "those of then. Nothing "
+                        "was written; save(overwrite=True) replaces them by what is drawn here, opening the scan again "
+                        "in another cell goes on with them")
+
+
+# %%
+#| export
 def save_session(
     session: Session,  # of `open_session`
     scribble: np.ndarray,  # [Z,Y,X] uint8 class ids, IGNORE where not drawn
     overwrite: bool = False,  # replace strokes that others saved meanwhile
 ) -> Path:  # the strokes' file
-    """Write scan, strokes and dataset.json: a folder for `attenscribble check` and for `-p dataset folder -p root …`.
-    Raises DataError if nothing is drawn, another scan has this name or the strokes' file was changed since it was
-    opened, ValueError for a case without a voxel size."""
-    path = session.scribble_file
+    """Write scan, strokes and dataset.json: a folder for `check` and `train`. Raises DataError if nothing is drawn,
+    another scan has this name or others saved strokes, ValueError for a case without a voxel size."""
     if (scribble == IGNORE).all():
         raise DataError(session.name, "nothing drawn", "a stroke")
-    if not overwrite and _hash_of(path) not in ("", session.hashes.get(path)):
-        raise DataError(path, "strokes that were saved elsewhere since this scan was opened", "those of then. Nothing "
-                        "was written; save(overwrite=True) replaces them by what is drawn here, opening the scan again "
-                        "in another cell goes on with them")
+    if not overwrite:
+        _check_unchanged(session)
     _save_scan(session)
+    _save_strokes(session, scribble)
+    _save_labels(session.labels, session.root / "dataset.json")
+    return session.scribble_file
+
+
+# %%
+#| export
+def _save_strokes(session: Session, scribble: np.ndarray) -> None:
+    "Write the strokes, with the values that they have in the folder."
     values = np.full(256, session.labels.ignore, np.uint8)
     values[:len(session.labels.drawn)] = session.labels.drawn
-    save_volume(values[scribble], session.case, path)
-    session.hashes[path] = _hash_of(path)
-    _save_labels(session.labels, session.root / "dataset.json")
-    return path
+    save_volume(values[scribble], session.case, session.scribble_file)
+    session.hashes[session.scribble_file] = _hash_of(session.scribble_file)
 
 
 # %%
@@ -661,19 +670,24 @@ def save_results(
     state: Training,  # the weights it comes from
     overwrite: bool = False,  # replace files that no annotator wrote
 ) -> tuple[Path, Path]:  # masks/NAME.nii.gz, models/NAME.pt
-    """Write mask and weights beside the strokes; the weights are a checkpoint for `attenscribble predict`.
-
-    Raises DataError for files in their place that were not written here, or were changed since."""
+    "Write mask and weights, a checkpoint for `predict`, beside the strokes. Raises DataError for others' files there."
     path, model = session.root / f"masks/{session.name}.nii.gz", session.root / f"models/{session.name}.pt"
     if not overwrite:
         _check_ours(session, path, _own_mask)
         _check_ours(session, model, partial(_own_model, state=state))
-    values = session.labels.values
-    note = _note_of(as_picture(np.array(values, np.uint8)[mask], session.case))
-    save_mask(mask, session.case, path, values, note)
+    _save_mask(session, mask, path)
     state.save(model)
     session.hashes.update({file: _hash_of(file) for file in (path, model)})
     return path, model
+
+
+# %%
+#| export
+def _save_mask(session: Session, mask: np.ndarray, path: Path) -> None:
+    "Write a mask with the folder's values, and with their hash in its header."
+    values = session.labels.values
+    picture = as_picture(np.array(values, np.uint8)[mask], session.case)
+    save_mask(mask, session.case, path, values, _note_of(picture))
 
 
 # %% [markdown]

@@ -26,7 +26,7 @@ import locale
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -98,20 +98,27 @@ def each_once(
 
 # %%
 #| export
+def _in_text(text: str, once: Callable[[Iterable[Sequence[Any]]], dict[str, Any]]) -> dict[str, Any] | None:
+    "The settings in a text; None where it is neither JSON nor NAME=VALUE. Raises what `once` raises."
+    if text.lstrip().startswith("{"):
+        try:
+            json.loads(text)
+        except ValueError:
+            return None
+        return dict(json.loads(text, object_pairs_hook=once))
+    pairs = [part.split("=", 1) for part in re.split(r",\s*(?=\w+=)", text.strip()) if part]
+    return once((pair[0].strip(), pair[1]) for pair in pairs) if all(len(pair) == 2 for pair in pairs) else None
+
+
+# %%
+#| export
 def settings_in(
     name: str,  # of the parameter, for the message
     value: Any,  # a dictionary, or a text of NAME=VALUE,NAME=VALUE or JSON; None: nothing
 ) -> dict[str, Any]:  # setting → value, as it stands there
     "The settings inside one parameter. Raises ValueError for what holds none, and for a setting with two values."
-    found = {} if value is None else value
     once = partial(each_once, "" if name == "extra" else f"{name.removesuffix('_options')}_")
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        with suppress(ValueError):
-            found = json.loads(value)
-        found = json.loads(value, object_pairs_hook=once) if isinstance(found, dict) else found
-    elif isinstance(value, str):
-        pairs = [part.split("=", 1) for part in re.split(r",\s*(?=\w+=)", value.strip()) if part]
-        found = once((key.strip(), text) for key, text in pairs) if all(len(pair) == 2 for pair in pairs) else value
+    found = _in_text(value, once) if isinstance(value, str) else {} if value is None else value
     if not isinstance(found, dict):
         raise ValueError(f"{name}: found {value!r}, expected NAME=VALUE,NAME=VALUE, or a dictionary as JSON or YAML")
     return found

@@ -438,6 +438,16 @@ def _original(name: str) -> Path:
 
 # %%
 #| export
+def _folder(name: Path | str) -> Path:
+    "A folder, or a place for one. Raises DataError for a file."
+    home = Path(name).expanduser()
+    if home.exists() and not home.is_dir():
+        raise DataError(home, "no folder", "one, or a name that is free")
+    return home
+
+
+# %%
+#| export
 def write_notebook(
     name: str,  # one of `NOTEBOOKS`
     folder: Path | str = ".",  # made if it is not there
@@ -446,10 +456,7 @@ def write_notebook(
 ) -> Path:  # the notebook's file
     "Write a notebook of the package. Raises ValueError for an unknown name, DataError for a file that is in the way."
     original = _original(one_of("notebook", name, NOTEBOOKS))
-    home = Path(named_place("FOLDER", folder)).expanduser()
-    if home.exists() and not home.is_dir():
-        raise DataError(home, "no folder", "one, or a name that is free")
-    target = home / f"{name}.ipynb"
+    target = _folder(named_place("FOLDER", folder)) / f"{name}.ipynb"
     if target.resolve() == original.resolve():
         raise DataError(target, "the original", "another folder")
     if target.exists() and not overwrite:

@@ -32,8 +32,11 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+# %%
+#| export
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import create_model, field_validator, model_validator
 
 # %%
 #| export
@@ -113,6 +116,9 @@ def _of_known_home(name: str) -> str:
     return name
 
 
+_Place = Annotated[str, AfterValidator(_of_known_home)]
+
+
 # %%
 #| export
 class WhatSettings(Switches):
@@ -125,17 +131,12 @@ class WhatSettings(Switches):
     seed: int = Field(2022, ge=0, lt=2**32, description="of weights, batches, augmentation, dropout (2022: released)")
     profile: Literal["smoke", "mini", "fast", "paper"] = Field("smoke", description="how much to compute")
     preset: Literal["paper", "released"] = Field("paper", description="the paper's text, or its released code")
-    root: str = Field("", description="folder of the data; empty: $ATTENSCRIBBLE_DATA, then the user data folder")
+    root: _Place = Field("", description="folder of the data; empty: $ATTENSCRIBBLE_DATA, then the user data folder")
 
     @field_validator("dataset")
     @classmethod
     def known_dataset(cls, name: str) -> str:
         return one_of("dataset", name, SOURCES)
-
-    @field_validator("root")
-    @classmethod
-    def known_root(cls, name: str) -> str:
-        return _of_known_home(name)
 
 
 # %%
@@ -209,8 +210,8 @@ class PlaceSettings(Switches):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     devices: int = Field(1, ge=1, description="processes that train together, each on a GPU or a part of the CPU")
     compile: Literal["auto", "on", "off"] = Field("auto", description="the network by torch.compile; auto: on a GPU")
-    output: str = Field("", description="folder for run folders; empty: runs/ of the clone, else of the current folder")
-    archive: str = Field("", description="folder that also gets the result's JSON, such as ../results")
+    output: _Place = Field("", description="folder for run folders; empty: runs/ of the clone, else of the current one")
+    archive: _Place = Field("", description="folder that also gets the result's JSON, such as ../results")
     resume: bool = Field(True, description="go on from the run folder's checkpoint if there is one")
     log_every: int = Field(20, ge=1, description="iterations between rows of the log")
 
@@ -218,11 +219,6 @@ class PlaceSettings(Switches):
     @classmethod
     def known_device(cls, name: str) -> str:
         return usable_device(name)
-
-    @field_validator("output", "archive")
-    @classmethod
-    def known_home(cls, name: str) -> str:
-        return _of_known_home(name)
 
 
 # %% [markdown]
@@ -242,15 +238,19 @@ def _typed(value: Any) -> Any:
 
 # %%
 #| export
+_Weight = Annotated[float, Field(ge=0)]
+_Step = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+# %%
+#| export
 class OpenSettings(Switches):
     "Settings whose names depend on the method and the dataset: one dictionary each."
 
-    lam: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        {}, description="term → weight in place of the method's: `lam_mcrf`, …")
-    start: dict[str, Annotated[int, Field(ge=0)]] = Field(
-        {}, description="term → first iteration in place of the method's: `start_atn`, …")
-    ramp: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        {}, description="term → share of the run over which its weight rises: `ramp_mcrf`")
+    lam: dict[str, _Weight] = Field({}, description="term → weight in place of the method's: `lam_mcrf`, …")
+    start: dict[str, _Step] = Field({}, description="term → first iteration in place of the method's: `start_atn`, …")
+    ramp: dict[str, _Share] = Field({}, description="term → share of the run over which its weight rises: `ramp_mcrf`")
     method_options: dict[str, Any] = Field({}, description="the method's own switches: `method_passes`, …")
     data: dict[str, Any] = Field({}, description="options of the dataset: `data_patients`, `data_sequence`, …")
 
@@ -502,18 +502,17 @@ def _known(given: Mapping[str, Any], method: Method, faults: list[str]) -> dict[
     "What is given under names that somebody knows; a line for each of the others, with the nearest name."
     own = [f"method_{name}" for name in method.options.model_fields]
     known = [*(name for name in Config.model_fields if name not in OPEN.values()), *own]
+    truths = _truth_faults(Config, given)
     kept = {name: value for name, value in given.items() if name in Config.model_fields}
-    faults += [unknown_setting(name, known) for name in given if name not in kept]
-    faults += (truths := _truth_faults(Config, kept)).values()
-    kept = {name: value for name, value in kept.items() if name not in truths}
+    faults += [*(unknown_setting(name, known) for name in given if name not in kept), *truths.values()]
     options = kept.get("method_options", {})
     wrong = {"method_options": _truth_faults(method.options, options, "method_") | {
-        name: unknown_setting(f"method_{name}", known) for name in options if f"method_{name}" not in own}}
+        name: unknown_setting(f"method_{name}", known) for name in options if name not in method.options.model_fields}}
     wrong |= {group: _term_faults(method, group, kept.get(group, {})) for group in ("lam", "start", "ramp")}
     wrong["data"] = _data_faults(kept.get("dataset", "phantom"), kept.get("data", {}))
     faults += [line for lines in wrong.values() for line in lines.values()]
     return {name: {key: entry for key, entry in value.items() if key not in wrong[name]} if name in wrong else value
-            for name, value in kept.items()}
+            for name, value in kept.items() if name not in truths}
 
 
 # %%
@@ -542,12 +541,18 @@ def _data_faults(dataset: Any, options: Mapping[str, Any]) -> dict[str, str]:
         model(**typed)
         return truths
     except ValidationError as error:
-        known, asked = ", ".join(f"data_{name}" for name in model.model_fields), [*model.model_fields]
         first = {str(e["loc"][0]): e for e in reversed(error.errors())}
-        unknown = {name: unknown_setting(name, asked).replace("mean '", "mean 'data_") for name in first}
-        return truths | {name: f"data_{unknown[name]} ({dataset} has {known})"
-                if e["type"] == "extra_forbidden" else f"data_{name}: found {options[name]!r}; {e['msg']}"
-                for name, e in first.items()}
+        return truths | {name: _no_option(dataset, name) if e["type"] == "extra_forbidden"
+                         else f"data_{name}: found {options[name]!r}; {e['msg']}" for name, e in first.items()}
+
+
+# %%
+#| export
+def _no_option(dataset: str, name: str) -> str:
+    "What is said of an option that a dataset's loader does not know."
+    asked = [*_loader_options(dataset).model_fields]
+    unknown = unknown_setting(name, asked).replace("mean '", "mean 'data_")
+    return f"data_{unknown} ({dataset} has {', '.join(f'data_{name}' for name in asked)})"
 
 
 # %%
@@ -724,7 +729,6 @@ def message(**given):
         return str(error)
 
 
-assert message(seed=True).startswith("seed: found True; Input should be a number") and Config(resume=True).resume
 assert Config(crf={"mask": "p"}, lam={"mcrf": 0.3}) == Config(crf_mask="p", lam_mcrf=0.3)
 assert Config(output=Path("runs")) == Config(output="runs")
 assert "did you mean 'asl_radius'" in message(asl_radios=3)
@@ -736,6 +740,7 @@ assert "lam_atn: method 'pce' has the terms seg" in message(method="pce", lam_at
 # %%
 assert "lam: found 5, expected NAME=VALUE" in message(lam=5) and "finite number" in message(lr="inf")
 assert message(crf={"mask": "p"}, crf_mask="none") == "crf_mask: found 'p' and 'none', expected one of the two"
+assert message(seed=True).startswith("seed: found True; Input should be a number") and Config(resume=True).resume
 print(message(method="our", dataset="acdc", devise="cpu", device="gpu", lr=-1, data_patiens=3))
 
 # %% [markdown]

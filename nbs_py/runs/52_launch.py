@@ -174,27 +174,32 @@ def synchronise_batch_norm(
 
 # %%
 #| export
-_TOLD = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment beside RANK
-
-
 @contextmanager
 def process_group(
     device: str = "auto",  # "cpu": not on the GPUs, even if there are some
 ) -> Iterator[None]:  # for a `with` block
-    """While it is open, the processes that `torchrun` started are one group, each on a device of its own.
-
-    Raises ValueError where the environment holds half of what `torchrun` puts there."""
+    "While it is open, the processes that `torchrun` started are one group, each on a device of its own."
     if "RANK" not in os.environ or world_size() > 1:
         yield
         return
-    if lacking := [name for name in _TOLD if name not in os.environ]:
-        raise ValueError(f"environment: found RANK without {', '.join(lacking)}, expected all of them, as torchrun "
-                         "gives them, or no RANK: unset RANK")
+    _check_environment()
     dist.init_process_group(_backend(device))
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+# %%
+#| export
+_TOLD = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment beside RANK
+
+
+def _check_environment() -> None:
+    "Raise ValueError where the environment holds half of what `torchrun` puts there."
+    if lacking := [name for name in _TOLD if name not in os.environ]:
+        raise ValueError(f"environment: found RANK without {', '.join(lacking)}, expected all of them, as torchrun "
+                         "gives them, or no RANK: unset RANK")
 
 
 # %%
