@@ -377,3 +377,67 @@ def test_results_lie_beside_the_strokes(linked):
     work.train()
     work.save()
     assert {"masks/a.nii.gz", "models/a.pt"} < state_of(mine).keys() and state_of(there) == before
+
+
+# ---- what others saved
+
+
+def test_strokes_that_others_saved_meanwhile_are_not_replaced(linked):
+    mine, _ = linked
+    ours, theirs = (open_session(mine / "images/a.nii.gz") for _ in range(2))
+    save_session(theirs, strokes(6))
+    before = state_of(mine)
+    with pytest.raises(DataError, match=r"scribbles/a.nii.gz: found strokes that were saved elsewhere since"):
+        save_session(ours, strokes(9))
+    assert state_of(mine) == before
+    save_session(theirs, strokes(7))  # its own it goes on with
+    save_session(ours, strokes(9), overwrite=True)
+    save_session(ours, strokes(10))
+    assert (saved(mine / "scribbles/a.nii.gz") == MEANING["ignore"]).sum() == (strokes(10) == 255).sum()
+
+
+def test_first_strokes_of_two_and_a_refused_button(tmp_path):
+    path = store(tmp_path / "images/a.nii.gz")
+    tell(tmp_path)
+    work = Annotator(path)
+    save_session(open_session(path), strokes(6))
+    work.record(strokes(9))
+    work.canvas.request_drawing = lambda then, keep=True: then()
+    work.controls.save.click()
+    assert "saved elsewhere" in work.controls.status.value and "overwrite=True" in work.controls.status.value
+    assert np.array_equal(work.scribble, strokes(9)), "they stay in memory"
+    with pytest.raises(DataError, match="saved elsewhere"):
+        work.save()
+    work.save(overwrite=True)
+    (tmp_path / "scribbles/a.nii.gz").unlink()
+    work.save()
+
+
+def test_masks_and_models_of_others_are_not_replaced(linked):
+    mine, _ = linked
+    fast = {"size": 32, "iterations": 2, "batch": 2, "log_every": 1}
+
+    def trained():
+        work = Annotator(mine / "images/a.nii.gz", **fast)
+        work.train()
+        return work
+
+    mask, model = mine / "masks/a.nii.gz", mine / "models/a.pt"
+    model.parent.mkdir()
+    model.write_bytes(b"my own")
+    work = trained()
+    with pytest.raises(DataError, match=r"models/a.pt: found a file that no annotator wrote.*The strokes are saved"):
+        work.save()
+    assert model.read_bytes() == b"my own" and not mask.exists()
+    work.save(overwrite=True)
+    work.save()
+    trained().save()  # of an earlier session
+    corrected = nib.load(mask)
+    voxels = np.asarray(corrected.dataobj).copy()
+    voxels[0, 0, 0] = 1 - voxels[0, 0, 0]
+    nib.save(nib.Nifti1Image(voxels, corrected.affine, corrected.header), mask)  # its header still says that it is ours
+    for other in (mask.read_bytes(), b"no scan"):
+        mask.write_bytes(other)
+        with pytest.raises(DataError, match=r"masks/a.nii.gz: found a file that no annotator wrote, or that was chang"):
+            work.save()
+        assert mask.read_bytes() == other

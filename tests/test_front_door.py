@@ -197,7 +197,54 @@ def test_a_script_under_torchrun_is_told_what_to_do(monkeypatch):
         train("phantom")
 
 
+def test_half_of_torchruns_environment_is_named(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    said = "environment: found RANK without WORLD_SIZE, MASTER_ADDR, MASTER_PORT, expected all of them, as torchrun"
+    with pytest.raises(ValueError, match=said):
+        train("phantom", **TINY)
+
+
+def test_a_layer_is_named_by_the_setting(here):
+    with pytest.raises(ValueError, match=r"^ssa_layer: found 'nix', expected a layer of UNet2d"):
+        train("phantom", ssa_layer="nix", **TINY)
+    assert not [*here.iterdir()]
+
+
+def test_a_tilde_is_the_home_folder_in_python_too(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    asked = []
+    monkeypatch.setattr("attenscribble.entry.front_door.predict_files", lambda *places: asked.append(places) or [])
+    predict("~/run", Path("~/scans"), "./~masks")
+    assert asked == [(here / "home/run", here / "home/scans", "./~masks")]
+    with pytest.raises(ValueError, match="no user of this machine is called 'nobody-of-this-name'"):
+        predict("run", "scans", "~nobody-of-this-name/masks")
+    result = {"run": "a-run", "left_out": []}
+    monkeypatch.setattr("attenscribble.reporting.nnunet.score_predictions", lambda *_: result)
+    monkeypatch.setattr("attenscribble.reporting.nnunet.result_report", lambda _: "")
+    assert main(["score", "phantom", "masks", "archive=~/results"]) == 0
+    assert (here / "home/results/a-run.json").is_file() and [path.name for path in here.iterdir()] == ["home"]
+
+
 # ---------------------------------------------------------------- the command line: quick, and one line for a mistake
+def test_an_output_that_is_closed_is_no_fault(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)  # as after `>&-`
+    for words in ("profiles", "settings"):
+        assert main([words]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_is_not_written_into_a_file(here, capsys):
+    (here / "file").touch()
+    assert main(["notebook", "tables", "file"]) == 1
+    assert capsys.readouterr().err == "attenscribble: file: found no folder, expected one, or a name that is free\n"
+
+
+@pytest.mark.parametrize("name", ["ours", "Ours", " PCE", "GCRF"])
+def test_masks_from_elsewhere_do_not_take_the_name_of_a_method(here, capsys, name):
+    assert main(["score", "phantom", "masks", "--method", name]) == 1
+    assert f"method: found {name!r}, expected a name that no method" in capsys.readouterr().err
+
+
 def test_help_does_not_wait_for_pytorch(program):
     assert least_cpu_s(*program, "--help") < 0.5
     assert least_cpu_s(*program, "train", "--help") < 0.5

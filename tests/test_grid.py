@@ -23,6 +23,7 @@ from project_files import ROOT
 
 from attenscribble.basics.errors import DataError
 from attenscribble.basics.files import write_json
+from attenscribble.data.scans import content_id
 from attenscribble.entry.commands import main
 from attenscribble.reporting.tables import read_results, results_table
 from attenscribble.runs import grid as grids
@@ -45,6 +46,7 @@ from attenscribble.runs.grid import (
     threads_each,
 )
 from attenscribble.runs.run import machine_kind
+from attenscribble.runs.setup import resolve
 
 TINY = """
 archive = "results"
@@ -144,6 +146,7 @@ def test_a_run_is_named_by_what_the_loader_chose(tmp_path, data_root):
     (TINY + "[crf]\nmask = []", "grid.toml: crf_mask: found an empty list"),
     (TINY + "[row.a]\nseed = 1", "row: found a table, expected rows, exclude, or a group of settings such as crf; "
      "did you mean 'rows'?"),
+    (TINY + 'method = "pce"\nlam = {seg = 0.1}\nlam_seg = 0.2', "grid.toml: lam_seg: found 0.1 and 0.2, expected one"),
     (TINY + "rows = 3", "grid.toml: rows: found 3, expected a table for each row"),
     (TINY + "[rows]\nseed = 3", "grid.toml: rows: found {'seed': 3}, expected a table for each row"),
     (TINY + "[rows.a.b]\nseed = 3", "grid.toml: rows.a: b: found a table"),
@@ -303,6 +306,32 @@ def test_the_result_of_another_run_is_no_target(tmp_path):
     write_json(result_of(grid.jobs[0]), grid.jobs[1].target)
     with pytest.raises(DataError, match="run: found 'phantom-ours-fold1-seed1"):
         plan(grid)
+
+
+def test_a_result_of_other_data_is_refused_wherever_it_lies(tmp_path, monkeypatch):
+    file = written(tmp_path, TINY + "seed = [1, 2]")
+    first, second = read_grid(file).jobs
+    now = content_id(resolve(first.config).content)
+    for older in (result_of(first), result_of(first, content=now)):
+        write_json(older, first.target)
+        assert len(read_grid(file).jobs) == 2
+    for job in (first, second):
+        write_json(result_of(job, content="f" * 16), job.target)
+    with pytest.raises(ValueError) as refused:
+        read_grid(file)
+    for line, job in zip(str(refused.value).splitlines(), (first, second), strict=True):
+        assert f"{job.target}: content: found {'f' * 16}, a result of this name from other data" in line
+        assert f"expected {now}, or another archive=… for this data (seed={job.config.seed})" in line
+    first.target.unlink()
+    second.target.unlink()
+    write_json(result_of(first, content="f" * 16), first.folder / "result.json")
+    assert read_grid(file).jobs, "a run that did not come to its end is run again"
+    monkeypatch.setattr(grids, "_finished", lambda folder: folder == first.folder)
+    with pytest.raises(ValueError, match=r"result.json: content: .*, or another output=…"):
+        read_grid(file)
+    with pytest.raises(DataError, match=r"result.json: content: found ffff"):
+        run_job(first, tmp_path / "notebook.ipynb")
+    assert not first.target.exists()
 
 
 # ---- jobs of a notebook that does next to nothing

@@ -98,6 +98,7 @@ def test_batches_too_small_for_the_processes_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("settings, message", [
     ({"devices": 0}, "devices"),
+    ({"devices": 3, "batch": 2}, "devices: found 3, expected at most 2, the slices of a batch"),
     ({"devices": 2, "device": "cpu:0"}, "device: found 'cpu:0', expected auto, cpu, cuda or cuda:1"),
 ], ids=str)
 def test_bad_settings(settings, message):

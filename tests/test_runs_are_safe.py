@@ -41,6 +41,21 @@ def hearts():
     return phantom(patients=5, side=48, slices=4)
 
 
+# ---- what is in the way is said before anything is touched
+
+
+def test_a_folder_in_a_checkpoints_place_is_refused_before_masks_go(tmp_path):
+    config = tiny(iterations=1, output=str(tmp_path))
+    folder = run_experiment(config).folder
+    (folder / "checkpoint.pt").unlink()
+    (folder / "checkpoint.pt").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"}
+    for again in (config, config.model_copy(update={"resume": False})):
+        with pytest.raises(DataError, match=r"checkpoint.pt: found no file, expected a checkpoint, or nothing there"):
+            run_experiment(again)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"} == before
+
+
 # ---- never keep what is not finite
 
 

@@ -150,6 +150,13 @@ def test_the_patient_of_a_volume(case, settings, patient):
 # ---- seeds
 
 
+@pytest.mark.parametrize("pattern", ["(", 5])
+def test_a_pattern_of_patients_that_is_none_is_named(pattern):
+    said = re.escape(f"ours-paper-mini-1-1: data_patient: found {pattern!r}, expected a regular expression")
+    with pytest.raises(DataError, match=said):
+        volume_scores([result(settings={"data_patient": pattern})], "dsc")
+
+
 def test_the_spread_over_seeds_by_hand():
     # seeds .7, .8, .6: mean .7, deviation sqrt((0 + .01 + .01) / 2) = .1
     runs = [result(scores=(0.8, 0.6)), result(scores=(0.9, 0.7), seed=2), result(scores=(0.6, 0.6), seed=3)]

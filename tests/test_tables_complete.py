@@ -1,12 +1,14 @@
 """A table is made of whole results, and averages only what was tested on the same volumes and classes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from test_tables import row, write_result
 
 from attenscribble.basics.errors import DataError
+from attenscribble.reporting.statistics import seed_table
 from attenscribble.reporting.tables import (
     blocks,
     compare,
@@ -141,6 +143,37 @@ def test_a_seed_without_a_class_has_a_row_of_its_own_and_no_average(tmp_path):
 def test_a_fold_explains_other_volumes(tmp_path):
     write_result(write_result(tmp_path, "ours"), "ours", (0.5,), fold=2, hd95=(1.0,))
     assert {key[2] for key in group_seeds(read_results(tmp_path))} == {"fold 1", "fold 2"}
+
+
+def test_seeds_of_changed_data_are_no_seeds_of_one_setting(tmp_path):
+    for seed, content in ((1, "aaaa"), (2, "aaaa"), (3, "")):  # older results do not say
+        write_result(tmp_path, "ours", seed=seed, content=content)
+    write_result(tmp_path, "ours", fold=2, content="of fold 2")
+    write_result(tmp_path, "pce", content="aaaa")
+    assert sorted(len(runs) for runs in group_seeds(read_results(tmp_path)).values()) == [1, 1, 3]
+    assert "differ in data" not in describe(read_results(tmp_path), 1)
+    write_result(tmp_path, "pce", content="bbbb")
+    assert "rows differ in data" in describe(read_results(tmp_path), 1), "methods are compared, not averaged"
+    write_result(tmp_path, "ours", seed=4, content="bbbb")
+    runs = "acdc-ours-paper-paper-1-{}-{}"
+    said = f"{runs.format(4, 4)}: content: found bbbb, other data than that of {runs.format(1, 1)} (aaaa)"
+    for use in (lambda found: compare(found, 1), lambda found: seed_table(found), lambda _: results_table(tmp_path)):
+        with pytest.raises(DataError, match=re.escape(said)):
+            use(read_results(tmp_path))
+
+
+def test_masks_that_were_scored_twice_are_not_two_seeds(tmp_path):
+    write_result(write_result(tmp_path, "ours", run="before"), "ours", (0.9, 0.9), run="after")
+    said = "acdc, Ours, fold 1, seed 1: found the runs after, before, expected one result a setting, fold and seed"
+    for use in (lambda found: compare(found, 1), lambda found: seed_table(found), lambda _: results_table(tmp_path)):
+        with pytest.raises(DataError, match=said):
+            use(read_results(tmp_path))
+
+
+def test_a_hash_of_the_data_is_text(tmp_path):
+    write_result(tmp_path, "ours", content=[5])
+    with pytest.raises(DataError, match=r"content: found \[5\], expected str"):
+        read_results(tmp_path)
 
 
 # ---- how many volumes a cell stands for

@@ -21,6 +21,7 @@ from attenscribble.data.check import check
 from attenscribble.data.phantom import phantom
 from attenscribble.entry.commands import main, write_notebook
 from attenscribble.entry.front_door import configure, predict, train
+from attenscribble.method.objective import METHODS, Objective
 from attenscribble.reporting.nnunet import export_nnunet, read_predictions
 from attenscribble.runs.config import OPEN, Config
 from attenscribble.runs.setup import choose_device, resolve
@@ -241,6 +242,64 @@ def test_a_gpu_that_the_machine_lacks_is_named(monkeypatch):
 def test_no_number_may_be_infinite_or_none(name, value):
     with pytest.raises(ValueError, match=f"^{name}"):
         Config(**{name: value})
+
+
+@pytest.mark.parametrize("given", [
+    {"lr": True}, {"seed": False}, {"attention_lr": True}, {"asl_similarity_scale": True}, {"lam_mcrf": True},
+    {"start_atn": False}, {"ramp_mcrf": True}, {"data_patients": True}, {"method": "ustm", "method_passes": True},
+    {"dataset": "folder", "root": ".", "data_ignore": True}])
+def test_a_truth_value_is_no_number(given):
+    name, value = [*given.items()][-1]
+    with pytest.raises(ValueError, match=f"^{name}: found {value}; Input should be a number, not a truth value$"):
+        Config(**given)
+
+
+def test_a_truth_value_is_one_where_it_belongs():
+    assert "data_patients: found True; Input should be a number" in answer("train data_patients=true", Path())[1]
+    given = {"hd95": False, "data_robust": True, "dataset": "folder", "root": "."}
+    assert not Config(**given).hd95 and Config(**given).data == {"robust": True}
+    assert not Config(method="ustm", method_buffers=False).method_options["buffers"]
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"lam": '{"mcrf": 0.2, "mcrf": 0.3}'}, "lam_mcrf: found 0.2 and 0.3, expected one of the two"),
+    ({"lam": "mcrf=0.2,mcrf=0.3"}, "lam_mcrf: found '0.2' and '0.3', expected one of the two"),
+    ({"extra": "lam_mcrf=0.2,lam_mcrf=0.3"}, "lam_mcrf: found '0.2' and '0.3', expected one of the two"),
+    ({"extra": '{"seed": 1, "seed": 2}'}, "seed: found 1 and 2, expected one of the two"),
+    ({"net_options": '{"dropout": 0, "dropout": 1}'}, "net_options: dropout: found 0 and 1, expected one of the two"),
+])
+def test_of_two_values_inside_a_text_neither_is_taken(given, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        Config(**notebook_settings(CELL | given, groups=GROUPS_OF_TRAIN))
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"lam_mcrf": -0.1}, "lam_mcrf: found -0.1; Input should be greater than or equal to 0"),
+    ({"ramp_mcrf": -1}, "ramp_mcrf: found -1; Input should be greater than or equal to 0"),
+    ({"ramp_mcrf": 1.5}, "ramp_mcrf: found 1.5; Input should be less than or equal to 1"),
+    ({"start_atn": -5}, "start_atn: found -5; Input should be greater than or equal to 0"),
+    ({"start_atn": 9, "iterations": 9}, "start_atn: found 9, expected below 9, the iterations of the run"),
+    ({"seed": 2**32}, "seed: found 4294967296; Input should be less than 4294967296"),
+    ({"output": "~nobody-of-this-name/runs"}, "output: found '~nobody-of-this-name/runs'; no user of this machine"),
+    ({"archive": "~nobody-of-this-name"}, "archive: found"), ({"root": "~nobody-of-this-name"}, "root: found"),
+])
+def test_a_value_out_of_range_is_named(given, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        Config(**given)
+
+
+def test_what_a_term_may_be_given():
+    assert Config(start_atn=9, iterations=9, lam_atn=0)
+    assert Config(start_atn=8, iterations=9, ramp_atn=0, seed=2**32 - 1)
+    short = Config(preset="released", iterations=1)  # its attention starts at 1: nobody asked for that
+    assert Config(**short.model_dump()) == short
+    (atn,) = (term for term in Objective(METHODS["ours"], ramp={"atn": 0}).terms if term.name == "atn")
+    assert atn.ramp and atn.ramp(0) == 1, "it rises at once"
+
+
+def test_an_option_of_the_data_is_named_as_it_was_written():
+    with pytest.raises(ValueError, match=r"^data_seed: found -1"):
+        resolve(Config(data_seed=-1))
 
 
 # ---------------------------------------------------------------- dictionaries and lists of papermill's YAML

@@ -448,11 +448,11 @@ def _checked_scribble(session: Session, scribble: np.ndarray) -> np.ndarray:
     return np.array(found, np.uint8, order="C")
 
 # %% ../../nbs/annotation/71_annotator.ipynb #98dbd3cb
-def _save(state: _State) -> Path:
+def _save(state: _State, overwrite: bool = False) -> Path:
     "Write scan and strokes; after a training also mask and weights."
-    root, files = state.session.root, [save_session(state.session, state.scribble)]
+    root, files = state.session.root, [save_session(state.session, state.scribble, overwrite)]
     if state.training and state.mask is not None and not state.controls.train.disabled:
-        files += save_results(state.session, state.mask, state.training)
+        files += save_results(state.session, state.mask, state.training, overwrite)
     state.controls.save.button_style = ""
     _tell(state.controls, f"Saved in {root}: {', '.join(str(file.relative_to(root)) for file in files)}", "success")
     return files[0]
@@ -564,9 +564,10 @@ class _Commands(_State):
         "Train in the background, as the button does. Raises DataError if too little is drawn."
         _start(self._opened())
 
-    def save(self) -> Path:  # the strokes' file
-        "Write scan and strokes, after a training also mask and weights. Raises DataError if nothing is drawn."
-        return _save(self._opened())
+    def save(self, overwrite: bool = False) -> Path:  # the strokes' file
+        """Write scan and strokes, after a training also mask and weights. Raises DataError if nothing is drawn, and for
+        files that others saved or changed meanwhile, unless these may be replaced: `overwrite`."""
+        return _save(self._opened(), overwrite)
 
     def _opened(self) -> "_Commands":
         if self.error:

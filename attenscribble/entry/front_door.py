@@ -14,7 +14,7 @@ from typing import Any
 
 from ..basics.errors import DataError, named_place, one_of
 from ..data.datasets import SOURCES
-from ..runs.config import Config
+from ..runs.config import Config, _of_known_home
 from ..runs.inference import predict_files
 from ..runs.run import Outcome, run_experiment
 from ..runs.training import Watcher
@@ -88,6 +88,11 @@ def _refuse_torchrun() -> None:
                            "processes, and under torchrun there is `attenscribble train`")
 
 # %% ../../nbs/entry/80_front_door.ipynb #cbfba4bd
+def _at_home(place: Path | str) -> Path | str:
+    "A path in which a ~ at its start is a home folder, as in a terminal. Raises ValueError for one of nobody."
+    return Path(_of_known_home(str(place))).expanduser() if str(place).startswith("~") else place
+
+# %% ../../nbs/entry/80_front_door.ipynb #c731274d
 def predict(
     checkpoint: Path | str,  # checkpoint.pt, or the run folder that holds it: `outcome.folder`
     scans: Path | str,  # a NIfTI file, or a folder of them
@@ -102,4 +107,4 @@ def predict(
              if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
         one_of("option", name, known)
-    return predict_files(checkpoint, scans, masks, **options)
+    return predict_files(*map(_at_home, (checkpoint, scans, masks)), **options)

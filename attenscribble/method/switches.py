@@ -9,10 +9,13 @@ __all__ = ['RELEASED', 'Switches', 'NetSwitches', 'MethodSwitches', 'import_name
 import json
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ..basics.notebook import each_once
 
 # %% ../../nbs/method/35_switches.ipynb #19dd973f
 class Switches(BaseModel):
@@ -92,7 +95,8 @@ class NetSwitches(Switches):
     @field_validator("net_options", mode="before")
     @classmethod
     def from_text(cls, options: Any) -> Any:
-        return json.loads(options) if isinstance(options, str) else options
+        once = partial(each_once, "net_options: ")
+        return json.loads(options, object_pairs_hook=once) if isinstance(options, str) else options
 
 # %% ../../nbs/method/35_switches.ipynb #4f089926
 class MethodSwitches(

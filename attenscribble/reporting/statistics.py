@@ -73,9 +73,12 @@ def patient_of(
     result: Result,  # a result file's content; its setting `data_patient` is a regular expression, where there is one
     case: str,  # name of a volume, such as "patient001_frame12"
 ) -> str:  # such as "patient001"; a name without a known frame is a patient of its own
-    "The patient that a volume is of."
+    "The patient that a volume is of. Raises DataError for a result whose `data_patient` is no regular expression."
     pattern = result["settings"].get("data_patient")
-    match = re.match(pattern, case) if pattern else None
+    try:
+        match = re.match(pattern, case) if pattern else None
+    except (re.error, TypeError):
+        raise DataError(f"{result['run']}: data_patient", repr(pattern), "a regular expression, or none") from None
     return match[0] if match else _FRAME.sub("", case)
 
 # %% ../../nbs/reporting/63_statistics.ipynb #10ebc4bf

@@ -114,11 +114,22 @@ def process_group(
     if "RANK" not in os.environ or world_size() > 1:
         yield
         return
+    _check_environment()
     dist.init_process_group(_backend(device))
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+# %% ../../nbs/runs/52_launch.ipynb #951dac57
+_TOLD = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment beside RANK
+
+
+def _check_environment() -> None:
+    "Raise ValueError where the environment holds half of what `torchrun` puts there."
+    if lacking := [name for name in _TOLD if name not in os.environ]:
+        raise ValueError(f"environment: found RANK without {', '.join(lacking)}, expected all of them, as torchrun "
+                         "gives them, or no RANK: unset RANK")
 
 # %% ../../nbs/runs/52_launch.ipynb #744c098a
 def _backend(device: str) -> str:

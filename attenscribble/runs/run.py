@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Outcome', 'headline', 'machine_kind', 'precision_name', 'software', 'run_folder', 'check_scorable', 'check_archive',
-           'clear_masks', 'segment_fold', 'score', 'run_experiment', 'median_case', 'shown_case', 'plot_predictions',
-           'plot_attention_rows']
+           'check_result', 'clear_masks', 'segment_fold', 'score', 'run_experiment', 'median_case', 'shown_case',
+           'plot_predictions', 'plot_attention_rows']
 
 # %% ../../nbs/runs/56_run.ipynb #979620cf
 import json
@@ -13,7 +13,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -211,16 +211,24 @@ def check_archive(
     setup: Setup,  # of the run
 ) -> None:
     "Raises DataError, before any training, where the archive holds a result of this name from other data."
-    if not setup.config.archive:
-        return
-    path = Path(setup.config.archive).expanduser() / f"{setup.config.run_id}.json"
+    if setup.config.archive:
+        path = Path(setup.config.archive).expanduser() / f"{setup.config.run_id}.json"
+        check_result(path, lambda: content_id(setup.content), "archive")
+
+# %% ../../nbs/runs/56_run.ipynb #b4200b03
+def check_result(
+    path: Path,  # of a result file; it need not be there
+    now: Callable[[], str],  # the hash of the data that is there; asked for only if the file has one
+    place: str,  # archive or output: the setting that decides where it lies
+) -> None:
+    "Raises DataError for a result of other data. Older files, which do not say of which, pass."
     try:
         kept = json.loads(path.read_text(encoding="utf-8")).get("content", "")
     except (OSError, ValueError, AttributeError):  # none there, or no result
         return
-    if kept and kept != (now := content_id(setup.content)):
-        raise DataError(f"{path}: content", f"{kept}, a result of this name from other data", f"{now}, or another "
-                        "archive=… for this data")
+    if kept and kept != (found := now()):
+        raise DataError(f"{path}: content", f"{kept}, a result of this name from other data", f"{found}, or another "
+                        f"{place}=… for this data")
 
 # %% ../../nbs/runs/56_run.ipynb #4e90bceb
 _LIST = "masks.json"  # in a run folder: the names of the masks that it wrote
@@ -348,6 +356,8 @@ def run_experiment(
 def _locked_run(state: Training, folder: Path, watch: Watcher | None) -> Outcome:
     "The run itself, inside its folder's lock."
     setup, kept = state.setup, folder / "checkpoint.pt"
+    if kept.exists() and not kept.is_file():  # before a mask is removed
+        raise DataError(kept, "no file", "a checkpoint, or nothing there: move it away")
     if setup.config.resume and kept.is_file():
         check_same_data(state, kept)  # before config.json would name another root
     else:

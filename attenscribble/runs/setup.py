@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..basics.errors import one_of
+from ..basics.errors import DataError, one_of
 from ..data.datasets import SOURCES, open_dataset
 from ..data.scans import Content, Dataset, content_of
 from ..method.objective import Method, Objective
@@ -79,6 +79,16 @@ def with_held_out(
                    trains=dataset.trains | {fold: rest})
 
 # %% ../../nbs/runs/51_setup.ipynb #f06f379d
+def _opened(config: Config) -> Dataset:
+    "The data that the settings name. Raises what `open_dataset` raises, of an option by the name that it has there."
+    try:
+        return open_dataset(config.dataset, config.root or None, **config.data)
+    except ValueError as error:
+        if (text := str(error)).partition(":")[0] not in config.data:
+            raise
+        raise (DataError if isinstance(error, DataError) else ValueError)(f"data_{text}") from None
+
+# %% ../../nbs/runs/51_setup.ipynb #ab4d404d
 def resolve(
     config: Config,  # the settings of the run
     dataset: Dataset | None = None,  # data that is at hand; None: those that the settings name are opened
@@ -88,7 +98,7 @@ def resolve(
         if config.root and not SOURCES[config.dataset].folders and not Path(config.root).is_file():  # a pack is a file
             raise ValueError(f"root: found {config.root!r}, expected none for the {config.dataset}; "
                              "dataset=folder reads it")
-        dataset = open_dataset(config.dataset, config.root or None, **config.data)
+        dataset = _opened(config)
     if config.hold_out:
         dataset = with_held_out(dataset, config.fold, config.hold_out)
     config = config.model_copy(update={"data": dataset.options | config.data})

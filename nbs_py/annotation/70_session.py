@@ -20,6 +20,7 @@
 
 # %%
 #| export
+import hashlib
 import os
 import re
 import shutil
@@ -28,40 +29,35 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+# %%
+#| export
+import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 
 # %%
 #| export
 from attenscribble.basics.errors import DataError
 from attenscribble.basics.files import read_json, write_atomic, write_json
 from attenscribble.data.folder import (
-    IGNORE,
-    Folder,
-    FolderOptions,
-    Labels,
-    ScanFiles,
-    matching_grid,
-    meaning_of,
-    open_folder,
-    read_scan,
-)
+    IGNORE, Folder, FolderOptions, Labels, ScanFiles, matching_grid, meaning_of, open_folder, read_scan)
 from attenscribble.data.scans import Case, Dataset, in_folder, is_nifti, read_nifti, stem
 from attenscribble.data.scribbles import largest_parts, stroke
 from attenscribble.runs.config import Config
-from attenscribble.runs.inference import TrainedNetwork, as_picture, save_mask, save_volume
+from attenscribble.runs.inference import OURS, TrainedNetwork, as_picture, read_note, save_mask, save_volume
 from attenscribble.runs.setup import resolve
-from attenscribble.runs.training import Training, train
+from attenscribble.runs.training import Training, read_checkpoint, train
 
 # %%
 import json
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
-import nibabel as nib
 from ipywidgets import interact
 
 # %%
@@ -139,6 +135,8 @@ assert np.mean(scores(mask)) > 0.3
 _READING = {"axis", "clip", "robust", "check_affine"}  # options of a folder that decide how a scan is read
 
 
+# %%
+#| export
 @dataclass(frozen=True, eq=False)
 class Session:
     "A scan to draw on, the strokes that were drawn before, and the folder they go to."
@@ -151,6 +149,7 @@ class Session:
     scribble_file: Path  # where the strokes are kept
     reading: dict[str, Any]  # options of `read_scan`
     copies: tuple[Path, ...] = ()  # where Save writes the scan; none where the folder has it already
+    hashes: dict[Path, str] = field(default_factory=dict)  # of files, as they were opened or last saved here
 
 
 # %% [markdown]
@@ -173,6 +172,7 @@ def open_session(
     case = scan if isinstance(scan, Case) else read_scan(place.files, patient=place.name, **reading)
     session = Session(case, _labels(known, classes), root, place.name, place.files, place.scribble, reading,
                       place.copies)
+    session.hashes[place.scribble] = _hash_of(place.scribble)
     session = replace(session, case=replace(case, scribble=_stored_strokes(session), label=None))
     _check_places(session, told=bool(folder))
     return session
@@ -501,23 +501,55 @@ def _stored_strokes(session: Session) -> np.ndarray:
 # %% [markdown]
 # Saving writes scan, strokes and `dataset.json`. A scan that lies in the folder stays as it is, and so does what
 # `dataset.json` says already.
+#
+# Two people may draw on one scan, or one of them in another program. Who saves last would wipe the strokes of the other. So a session knows a hash of
+# the strokes that it opened or last saved, and where the file holds others by now it refuses: its own strokes stay in memory.
+
+# %%
+#| export
+def _hash_of(path: Path) -> str:
+    "A hash of a file; empty where there is none."
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+# %%
+#| export
+def _check_unchanged(session: Session) -> None:
+    "Raise DataError where the strokes' file holds others than those that were opened or last saved here."
+    path = session.scribble_file
+    if _hash_of(path) not in ("", session.hashes.get(path)):
+        raise DataError(path, "strokes that were saved elsewhere since this scan was opened", "those of then. Nothing "
+                        "was written; save(overwrite=True) replaces them by what is drawn here, opening the scan again "
+                        "in another cell goes on with them")
+
 
 # %%
 #| export
 def save_session(
     session: Session,  # of `open_session`
     scribble: np.ndarray,  # [Z,Y,X] uint8 class ids, IGNORE where not drawn
+    overwrite: bool = False,  # replace strokes that others saved meanwhile
 ) -> Path:  # the strokes' file
-    """Write scan, strokes and dataset.json: a folder for `attenscribble check` and for `-p dataset folder -p root …`.
-    Raises DataError if nothing is drawn or another scan has this name, ValueError for a case without a voxel size."""
+    """Write scan, strokes and dataset.json: a folder for `check` and `train`. Raises DataError if nothing is drawn,
+    another scan has this name or others saved strokes, ValueError for a case without a voxel size."""
     if (scribble == IGNORE).all():
         raise DataError(session.name, "nothing drawn", "a stroke")
+    if not overwrite:
+        _check_unchanged(session)
     _save_scan(session)
+    _save_strokes(session, scribble)
+    _save_labels(session.labels, session.root / "dataset.json")
+    return session.scribble_file
+
+
+# %%
+#| export
+def _save_strokes(session: Session, scribble: np.ndarray) -> None:
+    "Write the strokes, with the values that they have in the folder."
     values = np.full(256, session.labels.ignore, np.uint8)
     values[:len(session.labels.drawn)] = session.labels.drawn
     save_volume(values[scribble], session.case, session.scribble_file)
-    _save_labels(session.labels, session.root / "dataset.json")
-    return session.scribble_file
+    session.hashes[session.scribble_file] = _hash_of(session.scribble_file)
 
 
 # %%
@@ -590,18 +622,72 @@ def _left_behind(session: Session) -> Path | None:
     return scribble if scribble.is_file() and scribble != _real(session.scribble_file) else None
 
 
+# %% [markdown]
+# A mask beside the strokes may be somebody's own work, or one of ours that was corrected by hand: neither is replaced. The header of each mask holds a
+# hash of its voxels, so one that nobody has touched is known, whoever opens the scan. (Those of versions before have no hash, and are taken for ours.)
+
+# %%
+#| export
+def _note_of(picture: SpatialImage) -> str:
+    "The description in the header of a mask that nobody has touched."
+    return f"{OURS} annotator {hashlib.sha256(np.asarray(picture.dataobj).tobytes()).hexdigest()[:16]}"
+
+
+def _own_mask(path: Path) -> bool:
+    "Whether an annotator wrote this mask, and nobody has corrected it."
+    return read_note(path) in (OURS, _note_of(cast(SpatialImage, nib.load(path))))
+
+
+# %%
+#| export
+def _own_model(path: Path, state: Training) -> bool:
+    "Whether a file is a checkpoint, whole and as it was written."
+    try:
+        read_checkpoint(path, trust=[state.config.method, state.config.net_name])
+    except DataError:
+        return False
+    return True
+
+
+# %%
+#| export
+def _check_ours(session: Session, path: Path, ours: Callable[[Path], bool]) -> None:
+    "Raise DataError for a file that no annotator wrote, or that was changed since."
+    try:
+        known = not path.exists() or _hash_of(path) == session.hashes.get(path) or ours(path)
+    except Exception:  # whatever nibabel raises for what is no scan
+        known = False
+    if not known:
+        raise DataError(path, "a file that no annotator wrote, or that was changed since", "none. The strokes are "
+                        "saved; for the mask and its weights move the file away, or replace it: save(overwrite=True)")
+
+
 # %%
 #| export
 def save_results(
     session: Session,  # of `open_session`
     mask: np.ndarray,  # [Z,Y,X] uint8 class ids
     state: Training,  # the weights it comes from
+    overwrite: bool = False,  # replace files that no annotator wrote
 ) -> tuple[Path, Path]:  # masks/NAME.nii.gz, models/NAME.pt
-    "Write mask and weights beside the strokes; the weights are a checkpoint for `attenscribble predict`."
-    path = save_mask(mask, session.case, session.root / f"masks/{session.name}.nii.gz", session.labels.values)
-    model = session.root / f"models/{session.name}.pt"
+    "Write mask and weights, a checkpoint for `predict`, beside the strokes. Raises DataError for others' files there."
+    path, model = session.root / f"masks/{session.name}.nii.gz", session.root / f"models/{session.name}.pt"
+    if not overwrite:
+        _check_ours(session, path, _own_mask)
+        _check_ours(session, model, partial(_own_model, state=state))
+    _save_mask(session, mask, path)
     state.save(model)
+    session.hashes.update({file: _hash_of(file) for file in (path, model)})
     return path, model
+
+
+# %%
+#| export
+def _save_mask(session: Session, mask: np.ndarray, path: Path) -> None:
+    "Write a mask with the folder's values, and with their hash in its header."
+    values = session.labels.values
+    picture = as_picture(np.array(values, np.uint8)[mask], session.case)
+    save_mask(mask, session.case, path, values, _note_of(picture))
 
 
 # %% [markdown]

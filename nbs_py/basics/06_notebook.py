@@ -26,9 +26,9 @@ import locale
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -80,7 +80,35 @@ def _assigned(
 
 # %% [markdown]
 # Several settings may stand in one text, `lam_mcrf=0.3,data_patients=5`, or in JSON. Only a comma before the next `NAME=` separates; others
-# belong to the value.
+# belong to the value. Of two values for one setting neither is taken.
+
+# %%
+#| export
+def each_once(
+    start: str,  # what comes before a name in the message
+    pairs: Iterable[Sequence[Any]],  # name, value
+) -> dict[str, Any]:  # name → value
+    "A dictionary of pairs. Raises ValueError for a name with two values."
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if str(found.setdefault(name, value)) != str(value):
+            raise ValueError(f"{start}{name}: found {found[name]!r} and {value!r}, expected one of the two")
+    return found
+
+
+# %%
+#| export
+def _in_text(text: str, once: Callable[[Iterable[Sequence[Any]]], dict[str, Any]]) -> dict[str, Any] | None:
+    "The settings in a text; None where it is neither JSON nor NAME=VALUE. Raises what `once` raises."
+    if text.lstrip().startswith("{"):
+        try:
+            json.loads(text)
+        except ValueError:
+            return None
+        return dict(json.loads(text, object_pairs_hook=once))
+    pairs = [part.split("=", 1) for part in re.split(r",\s*(?=\w+=)", text.strip()) if part]
+    return once((pair[0].strip(), pair[1]) for pair in pairs) if all(len(pair) == 2 for pair in pairs) else None
+
 
 # %%
 #| export
@@ -88,14 +116,9 @@ def settings_in(
     name: str,  # of the parameter, for the message
     value: Any,  # a dictionary, or a text of NAME=VALUE,NAME=VALUE or JSON; None: nothing
 ) -> dict[str, Any]:  # setting → value, as it stands there
-    "The settings inside one parameter. Raises ValueError for what holds none."
-    found = {} if value is None else value
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        with suppress(ValueError):
-            found = json.loads(value)
-    elif isinstance(value, str):
-        pairs = [part.split("=", 1) for part in re.split(r",\s*(?=\w+=)", value.strip()) if part]
-        found = {pair[0].strip(): pair[1] for pair in pairs} if all(len(pair) == 2 for pair in pairs) else value
+    "The settings inside one parameter. Raises ValueError for what holds none, and for a setting with two values."
+    once = partial(each_once, "" if name == "extra" else f"{name.removesuffix('_options')}_")
+    found = _in_text(value, once) if isinstance(value, str) else {} if value is None else value
     if not isinstance(found, dict):
         raise ValueError(f"{name}: found {value!r}, expected NAME=VALUE,NAME=VALUE, or a dictionary as JSON or YAML")
     return found

@@ -42,7 +42,7 @@ from typing import Any
 
 from attenscribble.basics.errors import DataError, named_place, one_of
 from attenscribble.data.datasets import SOURCES
-from attenscribble.runs.config import Config
+from attenscribble.runs.config import Config, _of_known_home
 from attenscribble.runs.inference import predict_files
 from attenscribble.runs.run import Outcome, run_experiment
 from attenscribble.runs.training import Watcher
@@ -180,6 +180,13 @@ def _refuse_torchrun() -> None:
 
 # %%
 #| export
+def _at_home(place: Path | str) -> Path | str:
+    "A path in which a ~ at its start is a home folder, as in a terminal. Raises ValueError for one of nobody."
+    return Path(_of_known_home(str(place))).expanduser() if str(place).startswith("~") else place
+
+
+# %%
+#| export
 def predict(
     checkpoint: Path | str,  # checkpoint.pt, or the run folder that holds it: `outcome.folder`
     scans: Path | str,  # a NIfTI file, or a folder of them
@@ -194,7 +201,7 @@ def predict(
              if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
         one_of("option", name, known)
-    return predict_files(checkpoint, scans, masks, **options)
+    return predict_files(*map(_at_home, (checkpoint, scans, masks)), **options)
 
 
 # %%

@@ -395,11 +395,14 @@ def _export(given: argparse.Namespace) -> None:
 # %%
 #| export
 def _score(given: argparse.Namespace) -> None:
+    from attenscribble.method.objective import METHODS
     from attenscribble.reporting.nnunet import result_report, score_predictions
 
     setup = _fold_setup(given)
+    if given.method.strip().lower() in {name.lower() for m in METHODS.values() for name in (m.name, m.title)}:
+        raise ValueError(f"method: found {given.method!r}, expected a name that no method of this package has")
     result = score_predictions(given.folder, setup.dataset, setup.config, given.method, given.values)
-    folder = Path(setup.config.archive or given.folder)
+    folder = Path(setup.config.archive or given.folder).expanduser()
     if left := result["left_out"]:
         print(f"left out, as they are no masks of fold {setup.config.fold}: {', '.join(left)}", file=sys.stderr)
     print(f"{result_report(result)}\n{write_json(result, folder / (result['run'] + '.json'))}")
@@ -435,6 +438,16 @@ def _original(name: str) -> Path:
 
 # %%
 #| export
+def _folder(name: Path | str) -> Path:
+    "A folder, or a place for one. Raises DataError for a file."
+    home = Path(name).expanduser()
+    if home.exists() and not home.is_dir():
+        raise DataError(home, "no folder", "one, or a name that is free")
+    return home
+
+
+# %%
+#| export
 def write_notebook(
     name: str,  # one of `NOTEBOOKS`
     folder: Path | str = ".",  # made if it is not there
@@ -443,7 +456,7 @@ def write_notebook(
 ) -> Path:  # the notebook's file
     "Write a notebook of the package. Raises ValueError for an unknown name, DataError for a file that is in the way."
     original = _original(one_of("notebook", name, NOTEBOOKS))
-    target = Path(named_place("FOLDER", folder)).expanduser() / f"{name}.ipynb"
+    target = _folder(named_place("FOLDER", folder)) / f"{name}.ipynb"
     if target.resolve() == original.resolve():
         raise DataError(target, "the original", "another folder")
     if target.exists() and not overwrite:
@@ -649,7 +662,8 @@ def _run(given: argparse.Namespace) -> int:
     try:
         _check_given(given)
         status = command.run(given) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return _stop(command.stopped, 130)

@@ -22,10 +22,13 @@
 import json
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from attenscribble.basics.notebook import each_once
 
 # %%
 from attenscribble.basics.checking import exercise
@@ -160,7 +163,8 @@ class NetSwitches(Switches):
     @field_validator("net_options", mode="before")
     @classmethod
     def from_text(cls, options: Any) -> Any:
-        return json.loads(options) if isinstance(options, str) else options
+        once = partial(each_once, "net_options: ")
+        return json.loads(options, object_pairs_hook=once) if isinstance(options, str) else options
 
 
 # %% [markdown]

@@ -265,10 +265,10 @@ def rise(
 # %%
 #| export
 def linear(
-    share: float,  # of the run, after which the weight is full
+    share: float,  # of the run, after which the weight is full; 0: from the first iteration
 ) -> Callable[[float], float]:  # share of the run that is done → 0 … 1
     "A ramp that rises evenly from 0."
-    return lambda progress: min(progress / share, 1.0)
+    return lambda progress: min(progress / share, 1.0) if share else 1.0
 
 
 # %% [markdown]
@@ -484,8 +484,11 @@ def with_attention(
     layer, where = switches.ssa_layer, "output"
     if not switches.ssa_to_skip:  # the skip reads a stage's output; the path down reads the next stage's input
         layer, where = _stage_after(layer), "input"
-    attach(model, layer, where=where, heads=switches.ssa_heads, layers=switches.ssa_layers, block=switches.ssa_block,
-           separate=switches.ssa_separate)
+    try:
+        attach(model, layer, where=where, heads=switches.ssa_heads, layers=switches.ssa_layers,
+               block=switches.ssa_block, separate=switches.ssa_separate)
+    except ValueError as error:  # of the layer, by the name of the setting
+        raise ValueError(str(error).replace("layer_name:", "ssa_layer:")) from None
     return model
 
 

@@ -192,7 +192,7 @@ def read_result(
     "One result file. Raises DataError for what is no JSON, and for a missing or impossible field."
     result = read_json(path, "a result file, as a run writes it")
     _check_fields(path, result, _FIELDS)
-    _check_fields(path, {"label_values": [], **result}, {"label_values": list})  # which older files do not have
+    _check_fields(path, {"label_values": [], "content": "", **result}, {"label_values": list, "content": str})  # newer
     if not result["cases"] and result.get("scored", True):
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")
     for index, row in enumerate(result["cases"]):
@@ -334,10 +334,14 @@ def _select(results: Iterable[Mapping[str, Any]], table: int, dataset: str | Non
 def group_seeds(
     results: Iterable[Mapping[str, Any]],  # of `read_results`
 ) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:  # method, preset, variant → results that differ in the seed
-    "Put the seeds of a setting together, and say what sets it apart from others of its method and preset."
+    """Put the seeds of a setting together, and say what sets it apart from others of its method and preset.
+
+    Raises DataError, naming both, for two results of one setting, fold and seed, and for those of different data."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         groups.setdefault(json.dumps(_setting(result), sort_keys=True), []).append(result)
+    for runs in groups.values():
+        _check_alike([run.get("origin", run) for run in runs])
     settings: dict[str, dict[str, Any]] = {key: json.loads(key) for key in groups}
     named: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for key, setting in settings.items():
@@ -347,6 +351,28 @@ def group_seeds(
                             f"those of {named[name][0]['run']}", "settings that a table can tell apart")
         named[name] = groups[key]
     return named
+
+
+# %% [markdown]
+# To score masks, correct them and score them again gives two results of one setting, fold and seed: not two seeds. Nor are results seeds of one
+# setting if the data was changed between them. The hash `content` tells, within a fold, as another fold trains on and tests other patients; older
+# results and those of masks from elsewhere have none.
+
+# %%
+#| export
+def _check_alike(runs: Iterable[Mapping[str, Any]]) -> None:
+    "Raise DataError unless results of one setting have a fold and seed of their own, and in each fold the same data."
+    seeds: dict[tuple[int, int], str] = {}
+    data: dict[int, tuple[str, str]] = {}
+    for run in runs:
+        name, fold, content = run["run"], run["fold"], run.get("content")
+        if (other := seeds.setdefault((fold, run["seed"]), name)) != name:
+            where = f"{run['dataset']}, {_title_of(run['method'])}, fold {fold}, seed {run['seed']}"
+            raise DataError(where, f"the runs {other}, {name}",
+                            "one result a setting, fold and seed: leave out one of the two files")
+        if content and (kept := data.setdefault(fold, (content, name)))[0] != content:
+            raise DataError(f"{name}: content", f"{content}, other data than that of {kept[1]} ({kept[0]})",
+                            "results of one setting and fold from the same data: leave out one of the two files")
 
 
 # %%
@@ -581,6 +607,9 @@ def _facts(chosen: list[Mapping[str, Any]]) -> dict[str, list[str]]:
         facts["images"] = images
     if len({_tested(result)["volumes"] for result in chosen}) > len(facts["n"]):  # as many, and others
         facts["volumes"] = list(dict.fromkeys(_tested(result)["volumes"] for result in chosen))
+    contents = {(result["fold"], result["content"]) for result in chosen if result.get("content")}
+    if len(contents) > len({fold for fold, _ in contents}):
+        facts["data"] = sorted(content[:8] for _, content in contents)
     return facts
 
 
@@ -602,7 +631,7 @@ def _images(result: Mapping[str, Any]) -> str:
 #| export
 def _warning(facts: Mapping[str, list[str]], table: int) -> str:
     "A sentence on what should not be compared; empty if there is nothing."
-    apart = ("profile", "fold", "checkpoint", "n", "volumes")
+    apart = ("profile", "fold", "checkpoint", "n", "volumes", "data")
     warnings = [f"rows differ in {name}" for name in apart if len(facts.get(name, ())) > 1]
     if table == 2 and facts.get("images") != ["t1dual in"]:
         warnings.append("other images than the paper's, which are T1-DUAL in phase")

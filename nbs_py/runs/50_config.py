@@ -30,10 +30,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+# %%
+#| export
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import create_model, field_validator, model_validator
 
 # %%
 #| export
@@ -104,6 +107,20 @@ PLACES = ("root", "output", "archive", "device", "devices", "compile", "resume",
 
 # %%
 #| export
+def _of_known_home(name: str) -> str:
+    "A folder's name. Raises ValueError for the home of somebody whom this machine does not know."
+    try:
+        Path(name).expanduser()
+    except RuntimeError:
+        raise ValueError(f"no user of this machine is called {Path(name).parts[0][1:]!r}; ./~… is a folder") from None
+    return name
+
+
+_Place = Annotated[str, AfterValidator(_of_known_home)]
+
+
+# %%
+#| export
 class WhatSettings(Switches):
     "What is trained on what."
 
@@ -111,10 +128,10 @@ class WhatSettings(Switches):
     method: str = Field("ours", description="a registered method; `attenscribble methods` lists them")
     fold: int = Field(1, ge=1, description="test fold, counted from 1")
     hold_out: str = Field("", description="training patients tested instead of the test fold: a, b or a..b")
-    seed: int = Field(2022, ge=0, description="of weights, batches, augmentation and dropout (2022: released)")
+    seed: int = Field(2022, ge=0, lt=2**32, description="of weights, batches, augmentation, dropout (2022: released)")
     profile: Literal["smoke", "mini", "fast", "paper"] = Field("smoke", description="how much to compute")
     preset: Literal["paper", "released"] = Field("paper", description="the paper's text, or its released code")
-    root: str = Field("", description="folder of the data; empty: $ATTENSCRIBBLE_DATA, then the user data folder")
+    root: _Place = Field("", description="folder of the data; empty: $ATTENSCRIBBLE_DATA, then the user data folder")
 
     @field_validator("dataset")
     @classmethod
@@ -193,8 +210,8 @@ class PlaceSettings(Switches):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     devices: int = Field(1, ge=1, description="processes that train together, each on a GPU or a part of the CPU")
     compile: Literal["auto", "on", "off"] = Field("auto", description="the network by torch.compile; auto: on a GPU")
-    output: str = Field("", description="folder for run folders; empty: runs/ of the clone, else of the current folder")
-    archive: str = Field("", description="folder that also gets the result's JSON, such as ../results")
+    output: _Place = Field("", description="folder for run folders; empty: runs/ of the clone, else of the current one")
+    archive: _Place = Field("", description="folder that also gets the result's JSON, such as ../results")
     resume: bool = Field(True, description="go on from the run folder's checkpoint if there is one")
     log_every: int = Field(20, ge=1, description="iterations between rows of the log")
 
@@ -221,12 +238,19 @@ def _typed(value: Any) -> Any:
 
 # %%
 #| export
+_Weight = Annotated[float, Field(ge=0)]
+_Step = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+# %%
+#| export
 class OpenSettings(Switches):
     "Settings whose names depend on the method and the dataset: one dictionary each."
 
-    lam: dict[str, float] = Field({}, description="term → weight in place of the method's: `lam_mcrf`, …")
-    start: dict[str, int] = Field({}, description="term → first iteration in place of the method's: `start_atn`, …")
-    ramp: dict[str, float] = Field({}, description="term → share of the run over which its weight rises: `ramp_mcrf`")
+    lam: dict[str, _Weight] = Field({}, description="term → weight in place of the method's: `lam_mcrf`, …")
+    start: dict[str, _Step] = Field({}, description="term → first iteration in place of the method's: `start_atn`, …")
+    ramp: dict[str, _Share] = Field({}, description="term → share of the run over which its weight rises: `ramp_mcrf`")
     method_options: dict[str, Any] = Field({}, description="the method's own switches: `method_passes`, …")
     data: dict[str, Any] = Field({}, description="options of the dataset: `data_patients`, `data_sequence`, …")
 
@@ -266,6 +290,9 @@ class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSe
         if self.devices > 1 and ":" in self.device:
             faults.append(f"devices: {self.devices} processes choose a GPU each; device: found {self.device!r}, "
                           "expected auto, cpu or cuda")
+        if self.devices > self.batch:
+            faults.append(f"devices: found {self.devices}, expected at most {self.batch}, the slices of a batch")
+        faults += _never_started(self)
         _noted(faults, lambda: check_network(method_named(self.method), self))
         if faults:
             raise ValueError("\n".join(faults))
@@ -293,6 +320,17 @@ class Config(WhatSettings, ScheduleSettings, TestSettings, PlaceSettings, OpenSe
     def run_id(self) -> str:
         "A readable name with a short hash of every setting that changes the outcome and is not at its default."
         return _name_of(self)
+
+
+# %%
+#| export
+def _never_started(config: Config) -> list[str]:
+    "A line for each term that was given a start which the run does not reach; what a preset says passes."
+    preset, terms = PRESETS[config.preset], {term.name: term for term in method_named(config.method).terms}
+    return [f"start_{name}: found {first}, expected below {config.iterations}, the iterations of the run, or the "
+            f"term is never trained with; lam_{name}=0 leaves it out" for name, first in config.start.items()
+            if first >= config.iterations and first != preset.get(f"start_{name}")
+            and config.lam.get(name, terms[name].weight)]
 
 
 # %%
@@ -441,7 +479,22 @@ def _own_options(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # %% [markdown]
-# Names first: those of settings, of a method's own switches, of its terms, of the options of a dataset.
+# Names first: those of settings, of a method's own switches, of its terms, of the options of a dataset. Then truth values: YAML's `yes` is one, and where
+# a number belongs Python would count it as 1.
+
+# %%
+#| export
+def _truth_faults(model: type[BaseModel], given: Mapping[str, Any], start: str = "") -> dict[str, str]:
+    "Name → what is wrong with it, for truth values where a model has numbers; `start` comes before the name."
+    kinds = {name: {*re.findall(r"\w+", str(info.annotation))} for name, info in model.model_fields.items()}
+    return {name: _no_number(f"{start}{name}", value) for name, value in given.items() if isinstance(value, bool)
+            and kinds.get(name, set()) & {"int", "float"} and "bool" not in kinds[name]}
+
+
+def _no_number(name: str, value: bool) -> str:
+    "What is said of a truth value where a number belongs."
+    return f"{name}: found {value!r}; Input should be a number, not a truth value"
+
 
 # %%
 #| export
@@ -449,24 +502,27 @@ def _known(given: Mapping[str, Any], method: Method, faults: list[str]) -> dict[
     "What is given under names that somebody knows; a line for each of the others, with the nearest name."
     own = [f"method_{name}" for name in method.options.model_fields]
     known = [*(name for name in Config.model_fields if name not in OPEN.values()), *own]
+    truths = _truth_faults(Config, given)
     kept = {name: value for name, value in given.items() if name in Config.model_fields}
-    faults += [unknown_setting(name, known) for name in given if name not in kept]
-    wrong = {"method_options": {name: unknown_setting(f"method_{name}", known) for name in kept.get(
-        "method_options", {}) if f"method_{name}" not in own}}
+    faults += [*(unknown_setting(name, known) for name in given if name not in kept), *truths.values()]
+    options = kept.get("method_options", {})
+    wrong = {"method_options": _truth_faults(method.options, options, "method_") | {
+        name: unknown_setting(f"method_{name}", known) for name in options if name not in method.options.model_fields}}
     wrong |= {group: _term_faults(method, group, kept.get(group, {})) for group in ("lam", "start", "ramp")}
     wrong["data"] = _data_faults(kept.get("dataset", "phantom"), kept.get("data", {}))
     faults += [line for lines in wrong.values() for line in lines.values()]
     return {name: {key: entry for key, entry in value.items() if key not in wrong[name]} if name in wrong else value
-            for name, value in kept.items()}
+            for name, value in kept.items() if name not in truths}
 
 
 # %%
 #| export
 def _term_faults(method: Method, group: str, given: Mapping[str, Any]) -> dict[str, str]:
-    "Term → what is wrong with it, for those that the method does not have."
+    "Term → what is wrong with it, for those that the method does not have, and for truth values."
     found: dict[str, list[str]] = {name: [] for name in given}
     for name, lines in found.items():
         _noted(lines, partial(Objective, method, **{group: {name: 1}}))
+        lines += [_no_number(f"{group}_{name}", given[name])] if isinstance(given[name], bool) else []
     return {name: lines[0] for name, lines in found.items() if lines}
 
 
@@ -479,17 +535,24 @@ def _data_faults(dataset: Any, options: Mapping[str, Any]) -> dict[str, str]:
     "Option → what is wrong with it, for those that the dataset's loader does not know or cannot take."
     if not isinstance(dataset, str) or dataset not in SOURCES or not options:
         return {}
-    model = _loader_options(dataset)
+    model, typed = _loader_options(dataset), {name: _typed(value) for name, value in options.items()}
+    truths = _truth_faults(model, typed, "data_")
     try:
-        model(**{name: _typed(value) for name, value in options.items()})
-        return {}
+        model(**typed)
+        return truths
     except ValidationError as error:
-        known, asked = ", ".join(f"data_{name}" for name in model.model_fields), [*model.model_fields]
         first = {str(e["loc"][0]): e for e in reversed(error.errors())}
-        unknown = {name: unknown_setting(name, asked).replace("mean '", "mean 'data_") for name in first}
-        return {name: f"data_{unknown[name]} ({dataset} has {known})"
-                if e["type"] == "extra_forbidden" else f"data_{name}: found {options[name]!r}; {e['msg']}"
-                for name, e in first.items()}
+        return truths | {name: _no_option(dataset, name) if e["type"] == "extra_forbidden"
+                         else f"data_{name}: found {options[name]!r}; {e['msg']}" for name, e in first.items()}
+
+
+# %%
+#| export
+def _no_option(dataset: str, name: str) -> str:
+    "What is said of an option that a dataset's loader does not know."
+    asked = [*_loader_options(dataset).model_fields]
+    unknown = unknown_setting(name, asked).replace("mean '", "mean 'data_")
+    return f"data_{unknown} ({dataset} has {', '.join(f'data_{name}' for name in asked)})"
 
 
 # %%
@@ -677,6 +740,7 @@ assert "lam_atn: method 'pce' has the terms seg" in message(method="pce", lam_at
 # %%
 assert "lam: found 5, expected NAME=VALUE" in message(lam=5) and "finite number" in message(lr="inf")
 assert message(crf={"mask": "p"}, crf_mask="none") == "crf_mask: found 'p' and 'none', expected one of the two"
+assert message(seed=True).startswith("seed: found True; Input should be a number") and Config(resume=True).resume
 print(message(method="our", dataset="acdc", devise="cpu", device="gpu", lr=-1, data_patiens=3))
 
 # %% [markdown]

@@ -71,10 +71,11 @@ import torch
 #| export
 from attenscribble.basics.errors import DataError, did_you_mean, one_of
 from attenscribble.basics.files import project_root, without_parts, write_json
+from attenscribble.data.scans import content_id
 from attenscribble.method.other_networks import build_network
 from attenscribble.runs.config import OPEN, Config
 from attenscribble.runs.launch import _end
-from attenscribble.runs.run import check_scorable, machine_kind, run_folder
+from attenscribble.runs.run import check_result, check_scorable, machine_kind, run_folder
 from attenscribble.runs.setup import Setup, choose_device, resolve
 from attenscribble.runs.training import training_patients
 
@@ -186,19 +187,28 @@ def _read_toml(file: Path) -> dict[str, Any]:
 # %%
 #| export
 def _flat(where: str, settings: Mapping[str, Any]) -> dict[str, list[Any]]:
-    "Flat name → values. Raises DataError for a table that is no group, and for a list without a value."
+    """Flat name → values.
+
+    Raises DataError for a table that is no group, a list without a value, and what stands in a table and alone."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if not isinstance(value, dict) or name == "net_options":
-            found[name] = value
-        elif name in _GROUPS:
-            found |= {f"{name}_{key}": entry for key, entry in value.items()}
-        else:
+        alone = not isinstance(value, dict) or name == "net_options"
+        if not (alone or name in _GROUPS):
             raise DataError(f"{where}: {name}", "a table", "rows, exclude, or a group of settings such as crf"
                             + did_you_mean(name, [*_TABLES, *_GROUPS]))
+        _add(where, found, {name: value} if alone else {f"{name}_{key}": entry for key, entry in value.items()})
     if empty := [name for name, value in found.items() if value == []]:
         raise DataError(f"{where}: {empty[0]}", "an empty list", "at least one value")
     return {name: value if isinstance(value, list) else [value] for name, value in found.items()}
+
+
+# %%
+#| export
+def _add(where: str, found: dict[str, Any], more: Mapping[str, Any]) -> None:
+    "Add settings under flat names. Raises DataError for one that has another value already."
+    for name, value in more.items():
+        if found.setdefault(name, value) != value:
+            raise DataError(f"{where}: {name}", f"{found[name]!r} and {value!r}", "one of the two")
 
 
 # %%
@@ -328,7 +338,24 @@ def _checked(file: Path, one: _Wanted, checks: _Checks) -> Job:
         checks.once(lambda: check_scorable(setup), *data, "fold", config.fold, config.hd95)
         checks.once(lambda: _build(setup), *data, "network", config.model_dump(exclude={"fold", "seed"}))
         training_patients(setup.dataset, setup.config)
-    return Job(one.row, given, setup.config)
+    job = Job(one.row, given, setup.config)
+    if checks.look:
+        _check_same_data(job, lambda: checks.once(
+            lambda: content_id(setup.content), *data, "content", config.fold, config.hold_out))
+    return job
+
+
+# %% [markdown]
+# A result says by a hash which data it is of. Where the data was changed since, the job is neither done nor may its result count beside new ones:
+# it is refused as `train` refuses it.
+
+# %%
+#| export
+def _check_same_data(job: Job, now: Callable[[], str]) -> None:
+    "Raise DataError where a result of a job, in the archive or in its run folder, is one of other data."
+    check_result(job.target, now, "archive")
+    if not job.target.is_file() and _finished(job.folder):  # else it is never taken from there
+        check_result(job.folder / "result.json", now, "output")
 
 
 # %%
@@ -732,7 +759,8 @@ def run_job(
 ) -> Path:  # its result file in the archive
     """Run a job unless it is done, or wait for the process that is at work on it.
 
-    A job that was cut goes on from its checkpoint. Raises RuntimeError with the job's own error in one line."""
+    A job that was cut goes on from its checkpoint. Raises RuntimeError with the job's own error in one line, DataError
+    for a finished run of other data."""
     stop, name = stop or Event(), job.config.run_id
     job.folder.mkdir(parents=True, exist_ok=True)
     with _alone(job.folder / LOCK, stop, lambda: say(f"{name}: another process is at work on it, waiting")) as lock:
@@ -740,6 +768,7 @@ def run_job(
             if not _finished(job.folder):
                 say(f"{name}: started, see {os.path.relpath(job.folder / LOG)}")
                 _papermill(job, notebook, lock, threads, stop)
+            _check_same_data(job, lambda: content_id(resolve(job.config).content))
             write_json(json.loads((job.folder / "result.json").read_text(encoding="utf-8")), job.target)
     return job.target
 
