@@ -653,7 +653,7 @@ _ENDS = {"scribble": "scribble", "scribbles": "scribble", "label": "label", "lab
 _NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|mask))?")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
-
+# %% ../../nbs/data/17_folder.ipynb #d10d19e3
 @dataclass(frozen=True)
 class ScanFiles:
     "The files of one scan."
@@ -988,7 +988,7 @@ _OTHER_KEYS = {  # of dataset.json, as nnU-Net and others write it: nothing that
     "citation", "converted_by", "file_ending", "numTraining", "numTest", "training", "test", "modality", "dim",
     "tensorImageSize", "regions_class_order", "overwrite_image_reader_writer"}
 
-
+# %% ../../nbs/data/17_folder.ipynb #b933b306
 def _options(root: Path, content: Mapping[str, Any], options: dict[str, Any]) -> FolderOptions:
     "The options of dataset.json and those given, which win. Raises DataError naming a wrong one."
     known = FolderOptions.model_fields

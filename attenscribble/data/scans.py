@@ -551,7 +551,7 @@ def _match(kind: re.Pattern[str], name: str, path: Path) -> re.Match[str] | None
         raise DataError(path, "a name that is almost right", f"{right and right[0]}, or a name unlike it")
     return match
 
-
+# %% ../../nbs/data/11_scans.ipynb #abd5aef1
 def _below(folder: Path) -> Iterator[Path]:
     "What lies in a folder, at any depth."
     for path in in_folder(folder):
@@ -741,7 +741,7 @@ _H5_NAME = re.compile(r"(patient\d+)_(frame\d+)(?:_slice_(\d+))?", re.ASCII)
 _H5_ENDINGS = (".h5", ".hdf5")  # in small letters or capitals
 _VOLUME = -1  # stands for a slice number where a file holds the volume
 
-
+# %% ../../nbs/data/11_scans.ipynb #66ef9945
 def _h5_files(root: Path) -> dict[str, dict[str, dict[int, Path]]]:
     "Patient → frame → slice → file, but for the testing set. Raises DataError if there is none, or two of one."
     files: dict[str, dict[str, dict[int, Path]]] = defaultdict(lambda: defaultdict(dict))

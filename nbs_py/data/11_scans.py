@@ -937,6 +937,8 @@ def _match(kind: re.Pattern[str], name: str, path: Path) -> re.Match[str] | None
     return match
 
 
+# %%
+#| export
 def _below(folder: Path) -> Iterator[Path]:
     "What lies in a folder, at any depth."
     for path in in_folder(folder):
@@ -1203,6 +1205,8 @@ _H5_ENDINGS = (".h5", ".hdf5")  # in small letters or capitals
 _VOLUME = -1  # stands for a slice number where a file holds the volume
 
 
+# %%
+#| export
 def _h5_files(root: Path) -> dict[str, dict[str, dict[int, Path]]]:
     "Patient → frame → slice → file, but for the testing set. Raises DataError if there is none, or two of one."
     files: dict[str, dict[str, dict[int, Path]]] = defaultdict(lambda: defaultdict(dict))

@@ -1061,6 +1061,8 @@ _NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|ma
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
+# %%
+#| export
 @dataclass(frozen=True)
 class ScanFiles:
     "The files of one scan."
@@ -1473,6 +1475,8 @@ _OTHER_KEYS = {  # of dataset.json, as nnU-Net and others write it: nothing that
     "tensorImageSize", "regions_class_order", "overwrite_image_reader_writer"}
 
 
+# %%
+#| export
 def _options(root: Path, content: Mapping[str, Any], options: dict[str, Any]) -> FolderOptions:
     "The options of dataset.json and those given, which win. Raises DataError naming a wrong one."
     known = FolderOptions.model_fields
