@@ -139,6 +139,19 @@ def test_the_same_command_goes_on_and_never_takes_a_mask_for_another(run, tmp_pa
     assert first[0].stat().st_mtime_ns != before and predict_files(run, folder, masks)
 
 
+@pytest.mark.parametrize("kind", ["scribbles", "labelsTr", "images"])
+def test_strokes_labels_and_other_scans_are_never_overwritten(run, tmp_path, kind):
+    scan = write(tmp_path / "d/images/a.nii.gz", HEARTS[0].image)
+    mine = write(tmp_path / "d" / kind / "b.nii.gz", HEARTS[0].label)
+    before = mine.read_bytes()
+    with pytest.raises(DataError, match=rf"{kind}/b.nii.gz: found a file of a dataset's {kind}, not"):
+        predict_files(run, scan, mine, overwrite=True)
+    assert mine.read_bytes() == before
+    mine.unlink()
+    for _ in range(2):  # what predict wrote there may be replaced
+        predict_files(run, scan, mine, overwrite=True)
+
+
 def test_another_network_s_masks_are_not_kept_unasked(run, tmp_path):
     folder, masks = scans(tmp_path / "new", bad=False), tmp_path / "masks"
     predict_files(run, folder, masks)

@@ -34,7 +34,7 @@ from .. import __version__
 from ..basics.errors import DataError, named_place
 from ..basics.files import write_atomic
 from ..data.batches import resize_image, resize_labels
-from ..data.folder import _instead, _kind_and_name, _nifti_files
+from ..data.folder import _FOLDERS, _instead, _kind_and_name, _nifti_files
 from ..data.folder import group_modalities, read_scan, said
 from ..data.scans import Case, _some, in_folder, is_nifti, read_nifti, stem
 from ..method.objective import method_named
@@ -521,6 +521,9 @@ def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, 
     for path in (path for paths in files.values() for path in paths.values()):
         if path.resolve() in inputs:
             raise DataError(path, "a scan", "another folder for the masks")
+        if path.parent.name in _FOLDERS and path.exists() and not read_note(path).startswith(f"{OURS} predict"):
+            raise DataError(path, f"a file of a dataset's {path.parent.name}, not written by predict",
+                            "another folder for the masks")
         if path in outputs:
             raise DataError(path, "a name for two files, as a scan is called so", "another name for that scan")
         outputs.add(path)
