@@ -225,6 +225,27 @@ def _checked(file: Path, one: _Wanted, checks: _Checks) -> Job:
             lambda: content_id(setup.content), *data, "content", config.fold, config.hold_out))
     return job
 
+# %% ../../nbs/runs/57_grid.ipynb #bfd8524b
+LOCK, EXECUTED, LOG = "grid.lock", "train.ipynb", "train.log"  # in a run folder
+
+# %% ../../nbs/runs/57_grid.ipynb #bb2cdfc8
+def _executed(folder: Path) -> dict[str, Any]:
+    "The executed notebook of a run folder; without cells where there is none, or half of one."
+    try:
+        return dict(json.loads((folder / EXECUTED).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {"cells": [], "metadata": {}}
+
+# %% ../../nbs/runs/57_grid.ipynb #fcb09c19
+def _finished(folder: Path) -> bool:
+    "Whether the run has written its result, and its kernel has answered every cell, none of them with an error."
+    notebook = _executed(folder)
+    said = notebook["metadata"].get("papermill", {})
+    answers = [cell["metadata"].get("execution", {}).get("shell.execute_reply")
+               for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    whole = all(answers) and bool(answers) and bool(said.get("end_time")) and not said.get("exception")
+    return whole and (folder / "result.json").is_file()
+
 # %% ../../nbs/runs/57_grid.ipynb #909bb229
 def _check_same_data(job: Job, now: Callable[[], str]) -> None:
     "Raise DataError where a result of a job, in the archive or in its run folder, is one of other data."
@@ -357,9 +378,6 @@ def _pause(stop: Event, seconds: float) -> None:
     if stop.wait(seconds):
         raise KeyboardInterrupt
 
-# %% ../../nbs/runs/57_grid.ipynb #bfd8524b
-LOCK, EXECUTED, LOG = "grid.lock", "train.ipynb", "train.log"  # in a run folder
-
 # %% ../../nbs/runs/57_grid.ipynb #9fa05a31
 def state_of(
     job: Job,  # of a grid
@@ -458,24 +476,6 @@ def dry_run(
     times = [duration(seconds) if seconds else "" for seconds in frame.seconds.fillna(0)]
     shown = frame.rename(columns={"seconds": "time"}).assign(time=times)
     return [list(shown.columns), *shown.astype(str).values.tolist()], summary(grid, frame, jobs)
-
-# %% ../../nbs/runs/57_grid.ipynb #bb2cdfc8
-def _executed(folder: Path) -> dict[str, Any]:
-    "The executed notebook of a run folder; without cells where there is none, or half of one."
-    try:
-        return dict(json.loads((folder / EXECUTED).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {"cells": [], "metadata": {}}
-
-# %% ../../nbs/runs/57_grid.ipynb #fcb09c19
-def _finished(folder: Path) -> bool:
-    "Whether the run has written its result, and its kernel has answered every cell, none of them with an error."
-    notebook = _executed(folder)
-    said = notebook["metadata"].get("papermill", {})
-    answers = [cell["metadata"].get("execution", {}).get("shell.execute_reply")
-               for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    whole = all(answers) and bool(answers) and bool(said.get("end_time")) and not said.get("exception")
-    return whole and (folder / "result.json").is_file()
 
 # %% ../../nbs/runs/57_grid.ipynb #429b95ab
 def run_job(

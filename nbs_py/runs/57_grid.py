@@ -346,6 +346,37 @@ def _checked(file: Path, one: _Wanted, checks: _Checks) -> Job:
 
 
 # %% [markdown]
+# Whether a run came to its end is asked of its folder, not of the one who started it. papermill calls a cell completed even when the kernel has died
+# in it; what tells is the kernel's answer.
+
+# %%
+#| export
+LOCK, EXECUTED, LOG = "grid.lock", "train.ipynb", "train.log"  # in a run folder
+
+
+# %%
+#| export
+def _executed(folder: Path) -> dict[str, Any]:
+    "The executed notebook of a run folder; without cells where there is none, or half of one."
+    try:
+        return dict(json.loads((folder / EXECUTED).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {"cells": [], "metadata": {}}
+
+
+# %%
+#| export
+def _finished(folder: Path) -> bool:
+    "Whether the run has written its result, and its kernel has answered every cell, none of them with an error."
+    notebook = _executed(folder)
+    said = notebook["metadata"].get("papermill", {})
+    answers = [cell["metadata"].get("execution", {}).get("shell.execute_reply")
+               for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    whole = all(answers) and bool(answers) and bool(said.get("end_time")) and not said.get("exception")
+    return whole and (folder / "result.json").is_file()
+
+
+# %% [markdown]
 # A result says by a hash which data it is of. Where the data was changed since, the job is neither done nor may its result count beside new ones:
 # it is refused as `train` refuses it.
 
@@ -572,11 +603,6 @@ def _pause(stop: Event, seconds: float) -> None:
 
 # %%
 #| export
-LOCK, EXECUTED, LOG = "grid.lock", "train.ipynb", "train.log"  # in a run folder
-
-
-# %%
-#| export
 def state_of(
     job: Job,  # of a grid
 ) -> str:  # done, running, begun, to do
@@ -721,31 +747,6 @@ assert _seconds({"train_seconds": 3, "test_seconds": 1, "settings": {"iterations
 # | the command that started papermill | papermill goes on; who asks again waits for it, and finds its result |
 # | papermill | its kernel ends itself within a second; who asks again goes on from the checkpoint |
 # | the machine | the same |
-#
-# Whether a run came to its end is asked of its folder, not of the one who started it. papermill calls a cell completed even when the kernel has died
-# in it; what tells is the kernel's answer.
-
-# %%
-#| export
-def _executed(folder: Path) -> dict[str, Any]:
-    "The executed notebook of a run folder; without cells where there is none, or half of one."
-    try:
-        return dict(json.loads((folder / EXECUTED).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {"cells": [], "metadata": {}}
-
-
-# %%
-#| export
-def _finished(folder: Path) -> bool:
-    "Whether the run has written its result, and its kernel has answered every cell, none of them with an error."
-    notebook = _executed(folder)
-    said = notebook["metadata"].get("papermill", {})
-    answers = [cell["metadata"].get("execution", {}).get("shell.execute_reply")
-               for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    whole = all(answers) and bool(answers) and bool(said.get("end_time")) and not said.get("exception")
-    return whole and (folder / "result.json").is_file()
-
 
 # %%
 #| export
