@@ -210,6 +210,8 @@ def _pack(given: argparse.Namespace) -> None:
     from attenscribble.runs.config import Config
     from attenscribble.runs.setup import resolve
 
+    if Path(given.target).expanduser().is_dir():
+        raise DataError(given.target, "a folder", "the name of a file, such as acdc.pack.zip")
     if Path(given.target).expanduser().exists() and not given.overwrite:
         raise DataError(given.target, "a file that is there already", "another name, or --overwrite")
     patients = [word for word in given.words if "=" not in word]

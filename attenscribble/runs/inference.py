@@ -509,6 +509,8 @@ def _outputs(name: str, target: Path, source: Path, probabilities: bool, uncerta
     alone = is_nifti(target)
     if alone and source.is_dir():
         raise DataError(target, "one file for a folder of scans", "a folder")
+    if not alone and target.exists() and not target.is_dir():
+        raise DataError(target, "no folder", "a folder for masks, or a name that ends in .nii.gz or .nii")
     mask = target if alone else target / f"{name}.nii.gz"
     more = [kind for kind, wanted in (("probabilities", probabilities), ("uncertainty", uncertainty)) if wanted]
     return {"mask": mask} | {kind: mask.with_name(f"{stem(mask)}_{kind}.nii.gz") for kind in more}
