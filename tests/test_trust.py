@@ -13,7 +13,7 @@ import pytest
 
 from attenscribble.basics.errors import DataError
 from tools.trust import children
-from tools.trust.kills import broken_files, kills, orphans
+from tools.trust.kills import LONG, broken_files, config_of, kills, orphans
 from tools.trust.mutations import judged, mutations
 from tools.trust.oracles import Refuse, differ, need
 from tools.trust.page import page
@@ -129,3 +129,7 @@ def test_a_short_soak_is_measured_and_only_a_long_one_judged():
     assert unsteady(rising, 5) == ["handles: [5, 9]"]
     assert unsteady(rising, 60)[1:] == ["memory grows by 31.0 MiB an hour", "steps slow down by 20% an hour"]
     assert not unsteady(rising | {"memory, MiB an hour": 5.0, "step, share an hour": 0.01, "handles": [5, 5]}, 60)
+
+
+def test_every_kind_of_run_that_is_killed_can_be_had(tmp_path):
+    assert len({config_of(kind, tmp_path).run_id for kind in LONG}) == len(LONG) == 7

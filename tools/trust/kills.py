@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {"method": "ours"},
     "teacher": {"method": "ustm"},
     "pseudo labels": {"method": "scribble2label"},
-    "two branches": {"method": "dmsps"},
+    "two branches": {"method": "dmsps", "net_options": {}},  # its network has no such option
     "averaged weights": {"method": "pce", "ema": 0.9, "checkpoint": "best_val"},
     "random walker": {"method": "random-walker"},
     "two processes": {"method": "pce", "devices": 2, "batch": 4},
