@@ -561,3 +561,12 @@ def test_a_method_whose_target_nobody_has_is_refused_with_one_that_learns_from_w
     with pytest.raises(DataError, match=rf"d: fold 1: found no {kind} but .*expected {kind}, .*{cure}") as refused:
         run_on(root, tmp_path, method=method)
     assert "\n" not in str(refused.value)
+
+
+def test_masks_that_cannot_be_read_are_the_only_problem(tmp_path):
+    root = make(tmp_path / "d", 1)
+    colours = np.zeros((4, 4, 4), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), root / "scribbles/s0.nii.gz")
+    (problem,) = check(root).problems
+    assert "scribbles/s0.nii.gz: found [('R'" in problem and "expected one number per voxel" in problem
+    assert "segments the one scan, scores nothing" in check(make(tmp_path / "e", 1)).plan

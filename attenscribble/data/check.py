@@ -201,6 +201,8 @@ def _find_labels(opened: Folder, found: _Findings) -> Labels | None:
                 sums[kind] += marks.counts
             except DataError as error:
                 found.problems.append(str(error))
+    if found.problems and not (sums["scribble"] or sums["label"]):  # no mask can be read: nothing is known of values
+        return None
     try:
         return opened.labels(sums["scribble"], sums["label"])
     except DataError as error:
@@ -264,7 +266,8 @@ def _plan(opened: Folder, patients: dict[str, list[str]], labels: Labels | None,
     lines = []
     for fold in dataset.folds:
         train, test = dataset.split(fold)
-        tests = f"tests {len(test)}" if dataset.scored else f"segments all {len(opened.scans)} scans, scores nothing"
+        scans = "the one scan" if len(opened.scans) == 1 else f"all {len(opened.scans)} scans"
+        tests = f"tests {len(test)}" if dataset.scored else f"segments {scans}, scores nothing"
         lines.append(f"fold {fold}: trains on {_learnt(opened, train, patients, kind, found)}, {tests}")
     return "\n".join(lines)
 
