@@ -48,7 +48,8 @@ def result(method="ours", scores=(0.8, 0.6), *, seed=1, fold=1, hd95=True, first
              "hd95_mm": 100 * (1 - score - shift) if hd95 else None} for i, score in enumerate(scores, first)
             for frame, shift in ((1, 0.01), (2, -0.01)) for name in CLASSES]
     facts = {"dataset": "acdc", "method": method, "title": method, "fold": fold, "seed": seed, "profile": "mini",
-             "preset": "paper", "checkpoint": "last", "train_seconds": 1.0, "settings": {}, "cases": rows} | changes
+             "preset": "paper", "checkpoint": "last", "train_seconds": 1.0, "settings": {}, "cases": rows,
+             "test_volumes": 2 * len(scores)} | changes
     facts["run"] = "-".join(str(facts[name]) for name in ("method", "preset", "profile", "fold", "seed"))
     return facts | {"run": changes.get("run", facts["run"])}
 
