@@ -1,8 +1,12 @@
 """The training loop and the run around it: what it may look at, what it leaves behind, how it fails."""
 
 import dataclasses
+import errno
+import io
 import itertools
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +18,12 @@ from attenscribble.data.batches import SliceStore
 from attenscribble.data.phantom import phantom
 from attenscribble.data.scans import Dataset, acdc, wsl4mis
 from attenscribble.method.objective import METHODS, Method, Term, register, scribble_term
+from attenscribble.runs import training
 from attenscribble.runs.config import Config
 from attenscribble.runs.inference import load_network
 from attenscribble.runs.run import run_experiment
 from attenscribble.runs.setup import resolve
-from attenscribble.runs.training import start_training, train, training_patients
+from attenscribble.runs.training import LogFile, start_training, train, training_patients, write_log
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -267,3 +272,52 @@ def test_a_network_that_does_not_compile_runs_as_it_is(hearts, monkeypatch):
     with pytest.warns(UserWarning, match="torch.compile failed, the network runs uncompiled: no Triton here"):
         state = train(resolve(tiny(iterations=2, compile="on"), hearts))
     assert state.step == 2
+
+
+def test_a_log_that_is_added_to_is_the_log_that_is_written_whole(tmp_path):
+    file, rows = LogFile(), [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.1 + 0.2, "validation": 0.25}]
+    for more in ([], [{"step": 6, "loss": 1e-9}], [{"step": 8, "loss": 3.0, "dice": 0.5}],
+                 [{"step": 10, "loss": 2.0, "validation": 0.1}]):
+        rows += more
+        file.write(rows, tmp_path / "log.csv")
+        write_log(rows, tmp_path / "whole.csv")
+        assert (tmp_path / "log.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    kept = os.stat(tmp_path / "log.csv").st_ino
+    file.write([*rows, {"step": 12, "loss": 1.0}], tmp_path / "log.csv")
+    assert os.stat(tmp_path / "log.csv").st_ino == kept, "added to"
+    rows += [{"step": 12, "loss": 1.0, "validation": 0.05}]  # validated after it was written
+    file.write(rows, tmp_path / "log.csv")
+    write_log(rows, tmp_path / "whole.csv")
+    assert (tmp_path / "log.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_a_failed_addition_leaves_the_log_as_it_was(tmp_path, monkeypatch):
+    file, rows = LogFile(), [{"step": 2, "loss": 0.5}]
+    file.write(rows, tmp_path / "log.csv")
+    before = (tmp_path / "log.csv").read_bytes()
+
+    class Full(io.FileIO):
+        def write(self, data):
+            super().write(bytes(data)[:3])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Full(self, mode))
+    with pytest.raises(OSError, match="No space left"):
+        file.write([*rows, {"step": 4, "loss": 0.25}], tmp_path / "log.csv")
+    assert (tmp_path / "log.csv").read_bytes() == before
+
+
+def test_saving_does_not_slow_down_with_the_log(tmp_path):
+    state = start_training(resolve(tiny()))
+    state.log = [{"step": k, "loss": 1 / (k + 1)} for k in range(5)]
+    state.save(tmp_path / "a.pt")
+    encoded, dumps = [], json.dumps
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training.json, "dumps", lambda row, **how: encoded.append(row) or dumps(row, **how))
+        state.log[-1]["validation"] = 0.5
+        state.log.append({"step": 5, "loss": 0.1})
+        state.save(tmp_path / "b.pt")
+    assert [row for row in encoded if isinstance(row, dict) and "loss" in row] == state.log[-2:], "no others"
+    again = start_training(resolve(tiny()))
+    again.load(tmp_path / "b.pt")
+    assert again.log == state.log

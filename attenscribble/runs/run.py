@@ -146,7 +146,8 @@ def precision_name(
 def software() -> dict[str, str]:
     "Versions of what a result depends on."
     packages = ("torch", "numpy", "scipy", "scikit-image", "nibabel", "h5py")
-    return {"python": platform.python_version(), "attenscribble": __version__, **{p: version(p) for p in packages}}
+    found = {"python": platform.python_version(), "attenscribble": __version__, **{p: version(p) for p in packages}}
+    return found | {"torch": str(torch.__version__)}  # with the kind of build, which its package may not name
 
 # %% ../../nbs/runs/56_run.ipynb #9dc2efb0
 def run_folder(

@@ -7,7 +7,7 @@ __all__ = ['Watcher', 'ROW', 'PANELS', 'poly_lr', 'learning_rate', 'make_optimis
            'read_checkpoint', 'fill', 'check_same_data', 'start_training', 'training_patients', 'make_store', 'Learnt',
            'in_words', 'raise_all', 'validation_loss', 'Step', 'side_by_side', 'continue_training', 'train', 'in_turn',
            'check_batches', 'check_lone_slices', 'numbered_batches', 'Validation', 'Progress', 'Recent', 'write_log',
-           'say_row', 'train_part', 'train_in_processes', 'plot_curves', 'LiveCurves']
+           'LogFile', 'say_row', 'train_part', 'train_in_processes', 'plot_curves', 'LiveCurves']
 
 # %% ../../nbs/runs/53_training.ipynb #534613d8
 import copy
@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 import sys
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,6 +117,7 @@ class Training:
     best: dict[str, Any] = field(default_factory=dict)  # step, loss and weights of the best validation
     log: list[dict[str, float]] = field(default_factory=list)  # one row every `log_every` iterations
     learnt: dict[str, int] = field(default_factory=dict)  # patients, scans, slices and strokes that are trained on
+    lines: list[str] = field(default_factory=list, repr=False)  # the rows of the log as text, as far as they were saved
 
     @property
     def config(self) -> Config:
@@ -156,11 +158,23 @@ def _content(state: Training) -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     content = {"config": state.config.model_dump(), "dataset": state.setup.dataset.facts(),
                "model": state.model.state_dict(), "optimiser": state.optimiser.state_dict(), "step": state.step,
-               "seconds": state.seconds, "best": state.best, "log": state.log, "learnt": state.learnt,
+               "seconds": state.seconds, "best": state.best, "log": _log_text(state), "learnt": state.learnt,
                "content": state.setup.content,
                "random": {"torch": torch.get_rng_state(), "cuda": cuda}}
     content |= {name: part.state_dict() for name, part in _companions(state).items()}
     return content | {"seal": _seal(content)}
+
+# %% ../../nbs/runs/53_training.ipynb #de2cf8e7
+def _log_text(state: Training) -> str:
+    "The log as JSON, a line a row. Saving turns new rows into text, and the last, which validation may have added to."
+    del state.lines[max(0, min(len(state.lines), len(state.log)) - 1):]
+    state.lines += [json.dumps(row) for row in state.log[len(state.lines):]]
+    return "\n".join(state.lines)
+
+
+def _log_rows(text: str | list[dict[str, float]]) -> list[dict[str, float]]:
+    "The rows of a log as a checkpoint has it; before 0.2 it had the rows themselves."
+    return [json.loads(line) for line in text.splitlines()] if isinstance(text, str) else text
 
 # %% ../../nbs/runs/53_training.ipynb #3e895a28
 def _seal(content: Mapping[str, Any]) -> str:
@@ -270,9 +284,12 @@ def read_checkpoint(
         known = (model, best["model"] if best else {}, content.get("average", {}))
         if not all(isinstance(weight, Tensor) for part in known for weight in part.values()):
             raise TypeError("weights")
+        seal = _seal(content)
+        if "log" in content:
+            content["log"] = _log_rows(content["log"])
         _Plain(**content)
         _Facts(**facts)
-        if content.get("seal", seal := _seal(content)) != seal:
+        if content.get("seal", seal) != seal:
             raise DataError(path, "parts that do not belong together: it was edited", _WHOLE)
     except DataError:
         raise
@@ -336,7 +353,7 @@ def _take(state: Training, content: dict[str, Any], path: Path) -> None:
     for name, part in _companions(state).items():
         part.load_state_dict(content[name])
     state.step, state.seconds, state.best, state.log = (content[k] for k in ("step", "seconds", "best", "log"))
-    state.learnt = content.get("learnt", {})
+    state.learnt, state.lines = content.get("learnt", {}), []
     torch.set_rng_state(content["random"]["torch"].cpu())
     if content["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(content["random"]["cuda"].cpu(), device)
@@ -653,6 +670,7 @@ def continue_training(
     """
     setup, config = state.setup, state.config
     store, watchers = _prepared(state, folder, watch)
+    written = LogFile()
     step_of, recent = side_by_side(Step(state), setup.device), Recent(store.names)
     clock = time.perf_counter() - state.seconds
     with Progress(state) as progress:
@@ -677,7 +695,7 @@ def continue_training(
                     watcher(state)
             if folder and rank() == 0 and saving:
                 state.save(folder / "checkpoint.pt")
-                write_log(state.log, folder / "log.csv")
+                written.write(state.log, folder / "log.csv")
     return state
 
 # %% ../../nbs/runs/53_training.ipynb #5a1bcbcb
@@ -893,6 +911,40 @@ def write_log(
 ) -> None:
     "The log as CSV."
     write_atomic(path, partial(pd.DataFrame(rows).to_csv, index=False))
+
+# %% ../../nbs/runs/53_training.ipynb #d2045be3
+def _append(path: Path, text: str) -> None:
+    "Add text to a file; where that fails, as on a full disk, the file is as before."
+    before = path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+    except OSError:
+        os.truncate(path, before)
+        raise
+
+# %% ../../nbs/runs/53_training.ipynb #25635424
+@dataclass
+class LogFile:
+    "A log on the disk, as far as this process has written it."
+
+    rows: int = 0  # in the file
+    columns: list[str] = field(default_factory=list)  # of the file
+    last: dict[str, float] = field(default_factory=dict)  # its last row
+
+    def write(
+        self,
+        rows: list[dict[str, float]],  # of the whole log
+        path: Path,  # *.csv, the same each time
+    ) -> None:
+        "Bring the file up to the log: add its new rows, or write it whole where other rows or columns have changed."
+        fresh = rows[self.rows:]
+        columns = [*dict.fromkeys(chain(self.columns, *fresh))]
+        if self.rows and columns == self.columns and rows[self.rows - 1] == self.last and path.is_file():
+            _append(path, pd.DataFrame(fresh, columns=columns).to_csv(header=False, index=False))
+        else:
+            write_log(rows, path)
+        self.rows, self.columns, self.last = len(rows), columns, dict(rows[-1]) if rows else {}
 
 # %% ../../nbs/runs/53_training.ipynb #19053604
 ROW = "row of the log: "
