@@ -441,3 +441,42 @@ def test_masks_and_models_of_others_are_not_replaced(linked):
         with pytest.raises(DataError, match=r"masks/a.nii.gz: found a file that no annotator wrote, or that was chang"):
             work.save()
         assert mask.read_bytes() == other
+
+
+# ---- what others change meanwhile, besides the strokes
+
+
+@pytest.mark.parametrize("change", ["names", "ignore", "scan"])
+def test_save_refuses_where_names_or_the_scan_have_changed_since(tmp_path, change):
+    heart = next(phantom(patients=2, side=48, slices=3).cases())
+    root, marks = tmp_path / "d", heart.scribble
+    for kind, volume in (("images", heart.image), ("scribbles", heart.scribble)):
+        for name in "ab":
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(np.ascontiguousarray(volume.T), np.eye(4)), root / kind / f"{name}.nii.gz")
+    said = {"labels": {"background": 0, "RV": 1, "Myo": 2, "LV": 3}, "ignore": 4}
+    (root / "dataset.json").write_text(json.dumps(said))
+    session = open_session(root / "images/a.nii.gz")
+    ids = np.where(marks == 4, IGNORE, marks).astype(np.uint8)
+    save_session(session, ids)
+    save_session(session, ids)  # its own writing is no change
+    if change == "scan":
+        other = root / "images/a.nii.gz"
+        nib.save(nib.Nifti1Image(np.zeros((9, 9, 3), np.float32), np.eye(4)), other)
+    else:
+        other = root / "dataset.json"
+        said |= {"labels": {"background": 0, "LV": 1, "Myo": 2, "RV": 3}} if change == "names" else {"ignore": 7}
+        other.write_text(json.dumps(said))
+    before = (root / "scribbles/a.nii.gz").read_bytes()
+    with pytest.raises(DataError, match=f"{other.name}: found another content than when this scan was opened"):
+        save_session(session, ids)
+    assert (root / "scribbles/a.nii.gz").read_bytes() == before
+
+
+def test_two_scans_of_a_new_folder_are_saved_one_after_the_other(tmp_path):
+    cases = [case for case in phantom(patients=2, side=48, slices=3).cases() if case.frame == "frame01"]
+    names = ["background", "RV", "Myo", "LV"]
+    sessions = [open_session(case, names, tmp_path / "new") for case in cases]
+    for session, case in zip(sessions, cases, strict=True):
+        save_session(session, np.where(case.scribble == 4, IGNORE, case.scribble).astype(np.uint8))
+    assert len(list((tmp_path / "new/scribbles").iterdir())) == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -366,6 +367,7 @@ NAMES = {"background": 0, "ring": 1, "disc": 2}
     ({"labels": NAMES, "axes": "sagittal"}, "axes: found an option nobody knows, expected 'axis', perhaps"),
     ({"label": NAMES}, "label: found an option nobody knows, expected 'labels', perhaps"),
     ({"labels": {"background": 0, "ring": 1, "Avg": 2}}, "labels: found a class called 'Avg', expected another name"),
+    ({"labels": NAMES, "ignore_index": 255}, "ignore_index: found an option nobody knows, expected 'ignore', perhaps"),
     ({"labels": NAMES, "channel_names": {"0": "T1", "1": "T2"}},
      "channel_names: found 2 entries, expected 1, as each scan has one file"),
 ])
@@ -415,6 +417,11 @@ def test_strokes_in_a_form_that_is_not_read_are_named(tmp_path, name):
     words = refused_by_all(root, tmp_path)
     assert f"scribbles/{name}: found a scribble of s1 that is not read, expected NIfTI in scribbles/ itself" in words
     (root / "scribbles" / name).rename(away)
+    deep = root / "scribbles/one/two/s9.nii.gz"
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(away.read_bytes())
+    assert [line for line in check(root).remarks if "two/s9.nii.gz: not read" in line]
+    shutil.rmtree(root / "scribbles/one")
     (root / "images/preview.png").write_bytes(b"\x89PNG")
     (root / "images/.hidden.png").write_bytes(b"")
     assert [line for line in check(root).remarks if "not read" in line] == [
@@ -427,6 +434,40 @@ def test_strokes_are_no_dense_truth_though_they_lie_in_labels(tmp_path):
     (root / "labels/s1.nii.gz").unlink()
     assert "labels/s1_scribble.nii.gz: found a scribble by its name, in a folder of labels" in refused_by_all(
         root, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Scribbles", "scribble", "Labels", "label", "Images"])
+def test_a_folder_whose_name_is_almost_right_is_refused(tmp_path, name):
+    root = make(tmp_path / "d")
+    (root / name).mkdir()
+    right = next(kind for kind in ("images", "scribbles", "labels") if name.lower()[:5] == kind[:5])
+    with pytest.raises(DataError, match=f"{name}: found a folder of this name, expected {right}/, or a name unlike it"):
+        folder(root)
+
+
+def test_strokes_beside_the_folders_are_named_and_scans_there_are_remarked(tmp_path):
+    root = make(tmp_path / "d")
+    shutil.copy(root / "images/s1.nii.gz", root / "further.nii.gz")
+    assert [line for line in check(root).remarks if "/further.nii.gz: not read" in line]
+    (root / "scribbles/s1.nii.gz").rename(root / "s1_scribble.nii.gz")
+    assert "s1_scribble.nii.gz: found a scribble of s1 that is not read" in refused_by_all(root, tmp_path)
+    (root / "s1_scribble.nii.gz").unlink()
+    (root / "scribbles/s1").mkdir()
+    shutil.copy(root / "scribbles/s0.nii.gz", root / "scribbles/s1/seg.nii.gz")
+    assert "scribbles/s1/seg.nii.gz: found a scribble of s1 that is not read" in refused_by_all(root, tmp_path)
+
+
+@pytest.mark.parametrize("said", [{"comment": "x"}, {"contact": "me"}, {"folder": "f"}])
+def test_other_keys_are_no_misspelt_options(tmp_path, said):
+    report = check(make(tmp_path / "d", content={"labels": NAMES, "ignore": 255} | said))
+    assert report.fine and len([line for line in report.remarks if "is no option and was not read" in line]) == 1
+
+
+@pytest.mark.parametrize("said", [{"ignore": True}, {"folds": True}, {"seed": False}, {"map": {"300": True}}])
+def test_truth_values_in_dataset_json_are_no_numbers(tmp_path, said):
+    root = make(tmp_path / "d", content={"labels": NAMES, "ignore": 255} | said)
+    with pytest.raises(DataError, match="a truth value is no number"):
+        folder(root)
 
 
 def test_an_empty_label_is_a_healthy_patient(tmp_path):

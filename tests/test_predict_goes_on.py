@@ -139,17 +139,30 @@ def test_the_same_command_goes_on_and_never_takes_a_mask_for_another(run, tmp_pa
     assert first[0].stat().st_mtime_ns != before and predict_files(run, folder, masks)
 
 
-@pytest.mark.parametrize("kind", ["scribbles", "labelsTr", "images"])
+@pytest.mark.parametrize("kind", ["scribbles", "labelsTr", "labelsTs", "images"])
 def test_strokes_labels_and_other_scans_are_never_overwritten(run, tmp_path, kind):
     scan = write(tmp_path / "d/images/a.nii.gz", HEARTS[0].image)
     mine = write(tmp_path / "d" / kind / "b.nii.gz", HEARTS[0].label)
     before = mine.read_bytes()
-    with pytest.raises(DataError, match=rf"{kind}/b.nii.gz: found a file of a dataset's {kind}, not"):
-        predict_files(run, scan, mine, overwrite=True)
+    (tmp_path / "link").symlink_to(mine.parent)
+    for target in (mine, tmp_path / "link/b.nii.gz"):
+        with pytest.raises(DataError, match=r"b.nii.gz: found a file of a dataset, not written by predict"):
+            predict_files(run, scan, target, overwrite=True)
     assert mine.read_bytes() == before
     mine.unlink()
     for _ in range(2):  # what predict wrote there may be replaced
         predict_files(run, scan, mine, overwrite=True)
+
+
+def test_a_flat_dataset_is_not_overwritten_either(run, tmp_path):
+    flat = tmp_path / "flat"
+    for name, volume in (("a", HEARTS[0].image), ("a_scribble", HEARTS[0].label), ("b", HEARTS[1].image)):
+        write(flat / f"{name}.nii.gz", volume)
+    kept = {path.name: path.read_bytes() for path in flat.iterdir()}
+    for target in (flat / "a_scribble.nii.gz", flat / "b.nii.gz"):
+        with pytest.raises(DataError, match="found a file of a dataset, not written by predict"):
+            predict_files(run, write(tmp_path / "new/x.nii.gz", HEARTS[0].image), target, overwrite=True)
+    assert kept == {path.name: path.read_bytes() for path in flat.iterdir()}
 
 
 def test_another_network_s_masks_are_not_kept_unasked(run, tmp_path):

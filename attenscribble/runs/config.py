@@ -61,7 +61,8 @@ def _of_known_home(name: str) -> str:
     try:
         Path(name).expanduser()
     except RuntimeError:
-        raise ValueError(f"no user of this machine is called {Path(name).parts[0][1:]!r}; ./~… is a folder") from None
+        raise ValueError(f"no user of this machine is called {Path(name).parts[0][1:]!r}; a folder of "
+                         "that name needs its whole path") from None
     return name
 
 

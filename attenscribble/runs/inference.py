@@ -34,7 +34,7 @@ from .. import __version__
 from ..basics.errors import DataError, named_place
 from ..basics.files import write_atomic
 from ..data.batches import resize_image, resize_labels
-from ..data.folder import _FOLDERS, _instead, _kind_and_name, _nifti_files
+from ..data.folder import _instead, _kind_and_name, _nifti_files
 from ..data.folder import group_modalities, read_scan, said
 from ..data.scans import Case, _some, in_folder, is_nifti, read_nifti, stem
 from ..method.objective import method_named
@@ -346,8 +346,8 @@ def _all_or_named(source: Path, failures: dict[str, str], masks: list[Path]) -> 
     return masks
 
 # %% ../../nbs/runs/54_inference.ipynb #5d73bb7a
-_OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".hdr", ".img", ".dcm", ".h5", ".npy", ".npz", ".png",
-                  ".jpg", ".jpeg", ".tif", ".tiff")
+_OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".gipl", ".hdr", ".img", ".dcm",
+                  ".h5", ".npy", ".npz", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 def _check_format(target: Path) -> None:
@@ -516,6 +516,14 @@ def _outputs(name: str, target: Path, source: Path, probabilities: bool, uncerta
     return {"mask": mask} | {kind: mask.with_name(f"{stem(mask)}_{kind}.nii.gz") for kind in more}
 
 # %% ../../nbs/runs/54_inference.ipynb #23126350
+def _of_a_dataset(path: Path) -> bool:
+    "Whether a file lies, links followed, where datasets keep scans, strokes or labels: in a folder of them, or flat."
+    path = path.resolve()
+    beside = [stem(other) for other in in_folder(path.parent) if is_nifti(other)]
+    masks = [name for name in beside if re.search("[_-](scribbles?|labels?|gt)$", name)]
+    return bool(masks) or re.fullmatch("(image|scribble|label)s(T[rs])?", path.parent.name) is not None
+
+# %% ../../nbs/runs/54_inference.ipynb #a5e116c5
 def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, Path]]) -> None:
     "Raise DataError for an output that would replace a scan, or another output."
     inputs = {path.resolve() for images in scans.values() for path in images}
@@ -523,9 +531,8 @@ def _check_files(scans: dict[str, tuple[Path, ...]], files: dict[str, dict[str, 
     for path in (path for paths in files.values() for path in paths.values()):
         if path.resolve() in inputs:
             raise DataError(path, "a scan", "another folder for the masks")
-        if path.parent.name in _FOLDERS and path.exists() and not read_note(path).startswith(f"{OURS} predict"):
-            raise DataError(path, f"a file of a dataset's {path.parent.name}, not written by predict",
-                            "another folder for the masks")
+        if path.exists() and not read_note(path).startswith(f"{OURS} predict") and _of_a_dataset(path):
+            raise DataError(path, "a file of a dataset, not written by predict", "another folder for the masks")
         if path in outputs:
             raise DataError(path, "a name for two files, as a scan is called so", "another name for that scan")
         outputs.add(path)

@@ -150,6 +150,7 @@ class Session:
     reading: dict[str, Any]  # options of `read_scan`
     copies: tuple[Path, ...] = ()  # where Save writes the scan; none where the folder has it already
     hashes: dict[Path, str] = field(default_factory=dict)  # of files, as they were opened or last saved here
+    told: dict[str, Any] = field(default_factory=dict)  # what dataset.json said then of the meaning of values
 
 
 # %% [markdown]
@@ -172,7 +173,7 @@ def open_session(
     case = scan if isinstance(scan, Case) else read_scan(place.files, patient=place.name, **reading)
     session = Session(case, _labels(known, classes), root, place.name, place.files, place.scribble, reading,
                       place.copies)
-    session.hashes[place.scribble] = _hash_of(place.scribble)
+    _remember(session)
     session = replace(session, case=replace(case, scribble=_stored_strokes(session), label=None))
     _check_places(session, told=bool(folder))
     return session
@@ -503,7 +504,8 @@ def _stored_strokes(session: Session) -> np.ndarray:
 # `dataset.json` says already.
 #
 # Two people may draw on one scan, or one of them in another program. Who saves last would wipe the strokes of the other. So a session knows a hash of
-# the strokes that it opened or last saved, and where the file holds others by now it refuses: its own strokes stay in memory.
+# the strokes that it opened or last saved, and where the file holds others by now it refuses: its own strokes stay in memory. It refuses as well
+# where the scan is another by now, or dataset.json gives other meanings to values.
 
 # %%
 #| export
@@ -517,10 +519,36 @@ def _hash_of(path: Path) -> str:
 def _check_unchanged(session: Session) -> None:
     "Raise DataError where the strokes' file holds others than those that were opened or last saved here."
     path = session.scribble_file
+    changed = [file for file in session.image_files if _hash_of(file) not in ("", session.hashes.get(file))]
+    for other in changed or ([session.root / "dataset.json"] if _means_else(session) else []):
+        raise DataError(other, "another content than when this scan was opened", "that of then. Nothing was written; "
+                        "save(overwrite=True) writes all the same, opening the scan again in another cell reads it")
     if _hash_of(path) not in ("", session.hashes.get(path)):
         raise DataError(path, "strokes that were saved elsewhere since this scan was opened", "those of then. Nothing "
                         "was written; save(overwrite=True) replaces them by what is drawn here, opening the scan again "
                         "in another cell goes on with them")
+
+
+# %%
+#| export
+def _remember(session: Session) -> None:
+    "Take down what the files of a session hold: strokes, scan, and the meaning of values in dataset.json."
+    session.hashes.update({file: _hash_of(file) for file in (session.scribble_file, *session.image_files)})
+    session.told.clear()
+    session.told.update(_told(session.root / "dataset.json"))
+
+
+def _told(path: Path) -> dict[str, Any]:
+    "What a dataset.json says of the meaning of values."
+    content = read_json(path) if path.is_file() else {}
+    return {key: content[key] for key in ("labels", "ignore", "background", "map") if key in content}
+
+
+def _means_else(session: Session) -> bool:
+    "Whether dataset.json has changed in what values mean; what this session would write itself is no change."
+    labels = session.labels
+    known = {"labels": dict(zip(labels.names, labels.drawn, strict=True)), "ignore": labels.ignore} | session.told
+    return any(key not in known or known[key] != value for key, value in _told(session.root / "dataset.json").items())
 
 
 # %%
@@ -539,6 +567,7 @@ def save_session(
     _save_scan(session)
     _save_strokes(session, scribble)
     _save_labels(session.labels, session.root / "dataset.json")
+    _remember(session)
     return session.scribble_file
 
 
@@ -549,7 +578,6 @@ def _save_strokes(session: Session, scribble: np.ndarray) -> None:
     values = np.full(256, session.labels.ignore, np.uint8)
     values[:len(session.labels.drawn)] = session.labels.drawn
     save_volume(values[scribble], session.case, session.scribble_file)
-    session.hashes[session.scribble_file] = _hash_of(session.scribble_file)
 
 
 # %%

@@ -925,15 +925,17 @@ def stem(
 #| export
 _PATIENT = re.compile(r"patient\d+", re.ASCII)
 _NIFTI_NAME = re.compile(r"(patient\d+_frame\d+)(?:_(gt|scribble))?", re.ASCII)
+_EXACT = "patient021, patient021_frame01, patient021_frame01_scribble or the like"
 _TAIL = r"(?:s|[ (~].*|[_.-]?copy.*)?"  # a plural, and what systems append to the name of a copy
 
 
 def _match(kind: re.Pattern[str], name: str, path: Path) -> re.Match[str] | None:
     "How a name matches, None for one unlike it. Raises DataError for what differs by capitals or a copy's tail only."
     match = kind.fullmatch(name)
-    if not match and re.fullmatch(f"(?:{kind.pattern}){_TAIL}", name, re.IGNORECASE | re.ASCII):
+    joined = re.fullmatch(kind.pattern.replace("_", ""), re.sub("(?<!^)[_ .-]", "", name), re.IGNORECASE | re.ASCII)
+    if not match and (joined or re.fullmatch(f"(?:{kind.pattern}){_TAIL}", name, re.IGNORECASE | re.ASCII)):
         right = kind.match(name.lower())
-        raise DataError(path, "a name that is almost right", f"{right and right[0]}, or a name unlike it")
+        raise DataError(path, "a name that is almost right", f"{right[0] if right else _EXACT}, or a name unlike it")
     return match
 
 

@@ -42,7 +42,7 @@ from typing import Annotated, Any, Literal, cast
 import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from attenscribble.basics.errors import DataError, did_you_mean
 from attenscribble.basics.files import read_json
@@ -902,11 +902,11 @@ def _forms_apart_mm(scan: Nifti1Image) -> float:
     if not (scan.header["sform_code"] > 0 and scan.header["qform_code"] > 0):
         return 0.0
     try:
-        shift = scan.header.get_sform() - scan.header.get_qform()
+        shift = affine_mm(scan.header) - np.diag([*[mm_per_unit(scan.header)] * 3, 1.0]) @ scan.header.get_qform()
     except Exception:  # a quaternion that is none does not count beside an sform
         return 0.0
     corners = np.array([*product(*((0, n - 1) for n in three_axes(scan.shape)[:3]))])
-    return float(np.abs(shift[:3] @ np.c_[corners, np.ones(len(corners))].T).max() * mm_per_unit(scan.header))
+    return float(np.abs(shift[:3] @ np.c_[corners, np.ones(len(corners))].T).max())
 
 
 # %%
@@ -1054,10 +1054,10 @@ except DataError as error:
 #| export
 _KINDS = ("image", "scribble", "label")
 _FOREIGN = (".nrrd", ".mha", ".mhd", ".dcm", ".img", ".hdr", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".h5",
-            ".npy", ".npz", ".mgz")  # endings of pictures that are not read here
+            ".npy", ".npz", ".mgz", ".mgh", ".gipl", ".gz")  # endings of pictures that are not read here
 _FOLDERS = {f"{kind}s{tail}": kind for kind in _KINDS for tail in ("", "Tr")}
 _ENDS = {"scribble": "scribble", "scribbles": "scribble", "label": "label", "labels": "label", "gt": "label"}
-_NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|mask))?")
+_NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|mask))?", re.DOTALL)
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -1096,8 +1096,9 @@ def _not_read(root: Path, scans: Mapping[str, ScanFiles]) -> tuple[list[DataErro
     "Files that look like scans or masks and are not read: a fault where a scan lacks that mask, else a remark."
     faults, remarks = [], []
     for path, kind in _other_files(root):
-        name = next((name for name in scans if re.fullmatch(rf"{re.escape(name)}([_-](scribbles?|labels?|gt))?[.].+",
-                                                            path.name)), None)
+        match = cast(re.Match[str], _OTHER_NAME.fullmatch(path.name))
+        kind = _ENDS.get(match[2], "image") if kind == "image" else kind
+        name = match[1] if match[1] in scans else path.parent.name if path.parent.name in scans else None
         if kind != "image" and name and not getattr(scans[name], kind):
             faults.append(DataError(path, f"a {kind} of {name} that is not read",
                                     f"NIfTI in {kind}s/ itself, {name}.nii.gz"))
@@ -1108,13 +1109,18 @@ def _not_read(root: Path, scans: Mapping[str, ScanFiles]) -> tuple[list[DataErro
 
 # %%
 #| export
+_OTHER_NAME = re.compile(r"(.*?)(?:[_-](scribbles?|labels?|gt))?(?:[.].*)?", re.DOTALL)
+
+
 def _other_files(root: Path) -> Iterator[tuple[Path, str]]:
     "Pictures of other formats, copies under other names, and NIfTI in folders below, with the kind of their folder."
-    for folder_, kind in _kind_folders(root).items():
+    folders = _kind_folders(root)
+    for folder_, kind in ({root: "image"} | folders).items():
         for path in (path for path in in_folder(folder_) if not path.name.startswith(".")):
-            below = in_folder(path) if path.is_dir() and folder_ != root else []
+            below = sorted(path.rglob("*")) if path.is_dir() and folder_ != root else []
             yield from ((inner, kind) for inner in below if is_nifti(inner) or _is_picture(inner))
-            if path.is_file() and not is_nifti(path) and _is_picture(path):
+            other = folder_ not in folders if is_nifti(path) else folder_ in folders and _is_picture(path)
+            if other and path.is_file():
                 yield path, kind
 
 
@@ -1139,6 +1145,10 @@ def _check_channels(path: Path, content: Mapping[str, Any], scans: Mapping[str, 
 def _kind_folders(root: Path) -> dict[Path, str]:
     "The folders in which files lie, with what they hold; without images/ the folder itself is one of images."
     folders = {root / name: kind for name, kind in _FOLDERS.items() if (root / name).is_dir()}
+    almost = {name.lower().removesuffix("s"): name for name in _FOLDERS}
+    for path in in_folder(root):
+        if path.is_dir() and path.name not in _FOLDERS and (right := almost.get(path.name.lower().removesuffix("s"))):
+            raise DataError(path, "a folder of this name", f"{right}/, or a name unlike it")
     return folders if "image" in folders.values() else {root: "image"} | folders
 
 
@@ -1300,6 +1310,14 @@ class FolderOptions(BaseModel):
     check_affine: bool = Field(True, description="refuse masks whose header places them elsewhere")
     map: _Map = Field({}, description='values of mask files to be read as others, 0 to 255: {"300": 2}')
     content: str = Field("", description="hash that the folder's files must have; a run writes it into its settings")
+
+    @field_validator("ignore", "background", "clip", "folds", "seed", "map", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any) -> Any:
+        "Numbers are no truth values, of which Python would make 1 and 0."
+        if any(isinstance(part, bool) for part in (value.values() if isinstance(value, dict) else [value])):
+            raise ValueError("a truth value is no number")
+        return value
 
 
 # %%
@@ -1473,6 +1491,7 @@ _OTHER_KEYS = {  # of dataset.json, as nnU-Net and others write it: nothing that
     "labels", "channel_names", "name", "dataset_name", "description", "reference", "licence", "license", "release",
     "citation", "converted_by", "file_ending", "numTraining", "numTest", "training", "test", "modality", "dim",
     "tensorImageSize", "regions_class_order", "overwrite_image_reader_writer"}
+_NEAR = {"ignore_index": ["ignore"], "ignore_label": ["ignore"], "modalities": ["channel_names"]}
 
 
 # %%
@@ -1481,7 +1500,8 @@ def _options(root: Path, content: Mapping[str, Any], options: dict[str, Any]) ->
     "The options of dataset.json and those given, which win. Raises DataError naming a wrong one."
     known = FolderOptions.model_fields
     for name in sorted(content.keys() - known.keys() - _OTHER_KEYS):
-        if near := get_close_matches(name.lower(), [*known, "labels"], n=1, cutoff=0.7):
+        if near := _NEAR.get(name, get_close_matches(name.lower(), [*known.keys() - {"content"}, "labels",
+                                                                    "channel_names"], n=1, cutoff=0.75)):
             raise DataError(f"{root / 'dataset.json'}: {name}", "an option nobody knows", f"{near[0]!r}, perhaps")
     try:
         return FolderOptions(**{name: content[name] for name in known if name in content} | options)
