@@ -357,7 +357,7 @@ def _remember(session: Session) -> None:
     session.told.clear()
     session.told.update(_told(session.root / "dataset.json"))
 
-
+# %% ../../nbs/annotation/70_session.ipynb #a1113dea
 def _told(path: Path) -> dict[str, Any]:
     "What a dataset.json says of the meaning of values."
     content = read_json(path) if path.is_file() else {}

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
+
+# %% ../../nbs/basics/02_files.ipynb #0a0d7623
 from pathlib import Path
 from threading import Thread, get_native_id
 from typing import Any

@@ -16,6 +16,8 @@ import math
 import random
 import re
 import sys
+
+# %% ../../nbs/data/17_folder.ipynb #d25f425b
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -732,7 +734,7 @@ def _kind_folders(root: Path) -> dict[Path, str]:
             raise DataError(path, "a folder of this name", f"{right}/, or a name unlike it")
     return folders if "image" in folders.values() else {root: "image"} | folders
 
-
+# %% ../../nbs/data/17_folder.ipynb #db5029e3
 def _nifti_files(root: Path) -> Iterator[tuple[Path, str]]:
     "NIfTI files, each with the kind of its folder; without images/ the folder itself is one of images."
     for folder_, kind in _kind_folders(root).items():

@@ -52,6 +52,8 @@ from ..data.batches import Batch, SliceStore, batches, draw_augmentation
 from ..data.folder import class_without_strokes, drawn_slices, said
 from ..data.scans import Case, Dataset, content_changes
 from ..data.scribbles import count_strokes
+
+# %% ../../nbs/runs/53_training.ipynb #90cc72c7
 from ..method.objective import LossContext, attention_of
 from ..method.other_networks import build_network
 from ..method.pce import partial_cross_entropy

@@ -538,6 +538,8 @@ def _remember(session: Session) -> None:
     session.told.update(_told(session.root / "dataset.json"))
 
 
+# %%
+#| export
 def _told(path: Path) -> dict[str, Any]:
     "What a dataset.json says of the meaning of values."
     content = read_json(path) if path.is_file() else {}

@@ -32,6 +32,9 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
+
+# %%
+#| export
 from pathlib import Path
 from threading import Thread, get_native_id
 from typing import Any

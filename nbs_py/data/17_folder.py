@@ -27,6 +27,9 @@ import math
 import random
 import re
 import sys
+
+# %%
+#| export
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -1152,6 +1155,8 @@ def _kind_folders(root: Path) -> dict[Path, str]:
     return folders if "image" in folders.values() else {root: "image"} | folders
 
 
+# %%
+#| export
 def _nifti_files(root: Path) -> Iterator[tuple[Path, str]]:
     "NIfTI files, each with the kind of its folder; without images/ the folder itself is one of images."
     for folder_, kind in _kind_folders(root).items():

@@ -64,6 +64,9 @@ from attenscribble.data.batches import Batch, SliceStore, batches, draw_augmenta
 from attenscribble.data.folder import class_without_strokes, drawn_slices, said
 from attenscribble.data.scans import Case, Dataset, content_changes
 from attenscribble.data.scribbles import count_strokes
+
+# %%
+#| export
 from attenscribble.method.objective import LossContext, attention_of
 from attenscribble.method.other_networks import build_network
 from attenscribble.method.pce import partial_cross_entropy
