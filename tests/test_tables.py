@@ -114,7 +114,7 @@ def without(name):
     (lambda r: r["cases"][0].update(hd95_mm=-1), r"cases\[0\]: hd95_mm: found -1"),
     (lambda r: r["cases"][0].update(hd95_mm=math.inf), r"cases\[0\]: hd95_mm: found inf, expected mm, or null"),
     (lambda r: r.update(fold=True), "fold: found True, expected int"),
-    (without("test_volumes"), "test_volumes: found 'nothing', expected int"),
+    (lambda r: r.update(test_volumes="2"), "test_volumes: found '2', expected int"),
     (lambda r: r.update(test_volumes=-1), "cases: found 2 volumes, expected -1, as test_volumes says"),
     (lambda r: r["cases"][1].pop("policy"), r"cases\[1\]: policy: found 'nothing', expected str"),
 ])

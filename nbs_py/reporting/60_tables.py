@@ -142,8 +142,7 @@ assert impossible[["method", "class"]].values.tolist() == [["entropy-minimisatio
 # %%
 #| export
 _FIELDS = {"run": str, "dataset": str, "method": str, "title": str, "fold": int, "seed": int, "profile": str,
-           "preset": str, "checkpoint": str, "train_seconds": (int, float), "test_volumes": int, "settings": dict,
-           "cases": list}
+           "preset": str, "checkpoint": str, "train_seconds": (int, float), "settings": dict, "cases": list}
 _CASE_FIELDS = {"case": str, "class": str, "policy": str, "dsc": (int, float, type(None)),
                 "hd95_mm": (int, float, type(None))}
 
@@ -192,7 +191,8 @@ def read_result(
     "One result file. Raises DataError for what is no JSON, and for a missing or impossible field."
     result = read_json(path, "a result file, as a run writes it")
     _check_fields(path, result, _FIELDS)
-    _check_fields(path, {"label_values": [], "content": "", **result}, {"label_values": list, "content": str})  # newer
+    newer = {"label_values": [], "content": "", "test_volumes": 0}  # which older files do not have
+    _check_fields(path, newer | result, {name: type(value) for name, value in newer.items()})
     if not result["cases"] and result.get("scored", True):
         raise DataError(f"{path}: cases", "none", "a row for each volume, class and policy")
     for index, row in enumerate(result["cases"]):
@@ -238,7 +238,7 @@ def _check_complete(path: Path, result: Mapping[str, Any]) -> None:
             what = f"{name} of {case} twice" if times else f"no row for {name} of {case}"
             raise DataError(f"{path}: cases", f"{what} under the policy {policy!r}", "each class of each case once")
     values = result.get("label_values")  # older files do not have them
-    told = {"volumes": (len(each[0]), result["test_volumes"], "test_volumes"),
+    told = {"volumes": (len(each[0]), result.get("test_volumes", len(each[0])), "test_volumes"),
             "classes": (len(each[1]), len(values) - 1 if values else len(each[1]), "label_values")}
     for what, (count, expected, field) in told.items():
         if found and expected != count:

@@ -64,7 +64,7 @@ def _places(found: dict[str, Any]) -> str:
 
 def _soak(found: dict[str, Any]) -> str:
     names = [name for name in found if name not in ("faults", "command", "machine", "software")]
-    return "## An hour of training\n\n" + _table(("what", "value"), [(name, found[name]) for name in names])
+    return "## A long training\n\n" + _table(("what", "value"), [(name, found[name]) for name in names])
 
 
 def _listed(faults: list[dict[str, Any]], most: int = 20) -> str:

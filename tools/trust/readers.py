@@ -388,9 +388,10 @@ def _compare_results(results: list[dict[str, Any]], home: Path) -> None:
     need(all(isinstance(content, dict) for content in files), "no object")
     for content in files:
         kinds = {"run": str, "dataset": str, "method": str, "profile": str, "preset": str, "fold": int, "seed": int,
-                 "test_volumes": int, "cases": list, "settings": dict}
+                 "cases": list, "settings": dict}
         for name, kind in kinds.items():
             need(type(content.get(name)) is kind, f"{name}")
+        need(type(content.get("test_volumes", 0)) is int, "test_volumes")  # older files do not have it
         _complete(content)
         twin = [found for found in results if found["run"] == content["run"]]
         differ(len(twin) != 1 or twin[0]["cases"] != content["cases"], "other scores")
@@ -408,7 +409,7 @@ def _complete(content: dict[str, Any]) -> None:
     need(all(isinstance(part, str) for key in keys for part in key), "a name that is no text")
     sides = [set(side) for side in zip(*keys, strict=True)]
     need(len(set(keys)) == len(keys) == math.prod(map(len, sides)), "rows missing or double")
-    need(len(sides[0]) == content["test_volumes"], "volumes missing")
+    need(len(sides[0]) == content.get("test_volumes", len(sides[0])), "volumes missing")
     for dsc, hd95 in numbers:
         need(dsc is None or (type(dsc) in (int, float) and 0 <= dsc <= 1), f"DSC {dsc}")
         need(hd95 is None or (type(hd95) in (int, float) and 0 <= hd95 < math.inf), f"HD95 {hd95}")
