@@ -203,7 +203,7 @@ def test_masks_come_back_on_the_scans_grid_and_a_wrong_one_is_named(tmp_path, ph
     with pytest.raises(DataError, match=r"nii\.gz: found shape \(2, 2, 2\), expected the scan's"):
         run.mask(case)
     path.unlink()
-    with pytest.raises(DataError, match=r"nii\.gz: found no readable mask"):
+    with pytest.raises(DataError, match=r"nii\.gz: found no such file"):
         run.mask(case)
     (folder / "config.json").write_text("{}")
     with pytest.raises(DataError, match=r"config\.json: data"):
