@@ -528,8 +528,9 @@ def ask(folder: Path, env: dict[str, str], *command: str | Path) -> subprocess.C
 def begun(folder: Path, env: dict[str, str], *command: str | Path) -> Iterator[subprocess.Popen]:
     "A command at work; what it says goes to a file in its folder. Whatever it has started ends with the block."
     with (folder / "said").open("a") as said:
+        heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # though tests in the background may ignore it
         process = subprocess.Popen([*map(str, command)], cwd=folder, env=env, stdout=said, stderr=said,
-                                   start_new_session=True)
+                                   start_new_session=True, preexec_fn=heeds)
     try:
         yield process
     except BaseException:
