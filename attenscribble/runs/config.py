@@ -423,8 +423,8 @@ def _data_faults(dataset: Any, options: Mapping[str, Any]) -> dict[str, str]:
         return truths
     except ValidationError as error:
         first = {str(e["loc"][0]): e for e in reversed(error.errors())}
-        return truths | {name: _no_option(dataset, name) if e["type"] == "extra_forbidden"
-                         else f"data_{name}: found {options[name]!r}; {e['msg']}" for name, e in first.items()}
+        return {name: _no_option(dataset, name) if e["type"] == "extra_forbidden"
+                else f"data_{name}: found {options[name]!r}; {e['msg']}" for name, e in first.items()} | truths
 
 # %% ../../nbs/runs/50_config.ipynb #706bcb98
 def _no_option(dataset: str, name: str) -> str:
