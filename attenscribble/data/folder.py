@@ -648,8 +648,8 @@ def _check_same_place(path: Path, grid: Grid, other: Grid, located: bool, cure: 
 
 # %% ../../nbs/data/17_folder.ipynb #4d66ac44
 _KINDS = ("image", "scribble", "label")
-_FOREIGN = (".nrrd", ".mha", ".mhd", ".dcm", ".img", ".hdr", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".h5",
-            ".npy", ".npz", ".mgz", ".mgh", ".gipl", ".gz")  # endings of pictures that are not read here
+_FOREIGN = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".img", ".hdr", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp",
+            ".h5", ".npy", ".npz", ".mgz", ".mgh", ".gipl", ".gz")  # endings of pictures that are not read here
 _FOLDERS = {f"{kind}s{tail}": kind for kind in _KINDS for tail in ("", "Tr")}
 _ENDS = {"scribble": "scribble", "scribbles": "scribble", "label": "label", "labels": "label", "gt": "label"}
 _NIFTI = re.compile(r"([^.].*?)(?:[_-](scribbles?|labels?|gt|seg|segmentation|mask))?", re.DOTALL)

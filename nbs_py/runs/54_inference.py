@@ -49,7 +49,7 @@ from attenscribble import __version__
 from attenscribble.basics.errors import DataError, named_place
 from attenscribble.basics.files import write_atomic
 from attenscribble.data.batches import resize_image, resize_labels
-from attenscribble.data.folder import _instead, _kind_and_name, _nifti_files
+from attenscribble.data.folder import _FOREIGN, _instead, _kind_and_name, _nifti_files
 from attenscribble.data.folder import group_modalities, read_scan, said
 from attenscribble.data.scans import Case, _some, in_folder, is_nifti, read_nifti, stem
 from attenscribble.method.objective import method_named
@@ -750,13 +750,14 @@ def _all_or_named(source: Path, failures: dict[str, str], masks: list[Path]) -> 
 
 # %%
 #| export
-_OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".gipl", ".hdr", ".img", ".dcm",
-                  ".h5", ".npy", ".npz", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+def _other_format(path: Path) -> bool:
+    "Whether a file is a picture by its name, and no NIfTI."
+    return path.suffix.lower() in _FOREIGN and not is_nifti(path)
 
 
 def _check_format(target: Path) -> None:
     "Raise DataError for a mask's file in a format that is not written; it would become a folder."
-    if target.suffix.lower() in _OTHER_FORMATS and not target.is_dir():
+    if _other_format(target) and not target.is_dir():
         raise DataError(target, f"a name of another format ({target.suffix})",
                         "NAME.nii.gz or NAME.nii for the mask of one scan, or a folder")
 
@@ -794,7 +795,7 @@ def _named(path: Path) -> tuple[str, str]:
 #| export
 def _say_left_out(masks: Collection[Path], folders: Collection[Path]) -> None:
     "Name what lies beside the scans and is not segmented, on the stream of errors."
-    others = [path for one in folders for path in in_folder(one) if path.suffix.lower() in _OTHER_FORMATS]
+    others = [path for one in folders for path in in_folder(one) if _other_format(path)]
     parts = [f"{_some(path.name for path in files)} ({why})"
              for files, why in ((masks, "masks by their names"), (others, "other formats")) if files]
     if parts:
